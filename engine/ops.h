@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// ops.h (private to engine/): what model.c asks of a backend. One table of operations, implemented
+// by cpu/ (reference and fast) and cuda/. Buffers are the backend's (`alloc`); model.c only passes
+// them on. Operations enqueue work in order and latch the first error; `sync` waits and returns it.
+//
+// Numerics. Activations and the residual stream are FP32. When ops->bf16 is set, the operations
+// whose output feeds a matrix product (embed excepted: rmsnorm, attention, swiglu) round it to
+// BF16, and products accumulate in FP32; keys and values are stored in BF16. Every reduction over a
+// row has an order fixed by that row alone, so a row's result never depends on its company.
+#ifndef OPENMOED_OPS_H
+#define OPENMOED_OPS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "config/config.h"
+#include "engine/engine.h"
+
+/* One weight matrix as the files hold it: `rows` x `cols` of type F32, BF16 or F16, at data +
+ * r*stride. `transposed` false: y = x W^T (rows = outputs); true: y = x W (rows = inputs). When
+ * data is NULL the weights are dummies: normal-like values of standard deviation 1/sqrt(inputs)
+ * from `seed`. */
+struct weight_source {
+    const void *data;
+    int type; /* enum tensor_type */
+    int64_t rows, cols;
+    bool transposed;
+    uint64_t seed;
+};
+
+struct weight; /* a matrix in the backend's own layout; owned by the backend */
+
+/* y[r][n] = sum_k x[r][k] * w[n][k], for n_rows rows. */
+struct op_matmul {
+    const struct weight *w;
+    const float *x; /* [n_rows, inputs] */
+    float *y;       /* [n_rows, outputs] */
+};
+
+/* Where the rows of a step come from; arrays are host memory, valid until sync. */
+struct op_batch {
+    int n_rows; /* rows in all */
+    int n_seqs;
+    const int32_t *tokens;              /* [n_rows] */
+    const int32_t *positions;           /* [n_rows] */
+    const int32_t *seq_of_row;          /* [n_rows] index into block_tables */
+    const int32_t *const *block_tables; /* [n_seqs] */
+};
+
+struct op_attention {
+    int layer, heads, kv_heads, head_dim;
+    float rope_theta;
+};
+
+/* Gate, top-k and capacity of one MoE layer. */
+struct op_route {
+    const float *router; /* backend copy, [experts, hidden] FP32 */
+    int experts, topk, hidden;
+    int capacity; /* picks an expert may take in this call; 0 = no limit */
+};
+
+/* The outcome of routing, in memory the host may read after sync. */
+struct op_routing {
+    int32_t *experts; /* [n_rows, topk] best first, ties to the lower index */
+    float *weights;   /* [n_rows, topk] softmax over all experts, not renormalised */
+    uint8_t *kept;    /* [n_rows, topk] */
+};
+
+struct op_experts {
+    struct weight *const *gate; /* [experts] hidden -> 2*inner */
+    struct weight *const *up;   /* [experts] hidden -> inner */
+    struct weight *const *down; /* [experts] inner -> hidden */
+    int experts, topk, hidden, inner;
+};
+
+/* What becomes of one row of logits: scored for a target, or sampled. */
+struct op_sample {
+    struct engine_sampler *sampler; /* NULL: score `target` */
+    int32_t target;
+    int n_top;
+    int usable; /* ids below it exist for the tokenizer */
+    struct engine_result *out;
+};
+
+struct ops {
+    const char *name;
+    bool bf16;
+
+    /* load time */
+    int (*weight_new)(void *be, const struct weight_source *src, struct weight **out,
+                      struct error *err);
+    int (*vector_new)(void *be, const struct weight_source *src, float **out,
+                      struct error *err); /* any small FP32 tensor */
+    int (*table_new)(void *be, const struct weight_source *src, struct weight **out,
+                     struct error *err); /* embedding: rows are looked up */
+    int (*alloc)(void *be, size_t bytes, void **out, struct error *err);
+    int (*kv_new)(void *be, int layers, int kv_heads, int head_dim, int n_blocks, int block_size,
+                  struct error *err);
+
+    /* one step, in order */
+    void (*begin)(void *be, const struct op_batch *b);
+    void (*embed)(void *be, const struct weight *table, float *x); /* x [n_rows, hidden] */
+    void (*rmsnorm)(void *be, const float *x, const float *w, float eps, int hidden, float *y);
+    void (*matmul)(void *be, const struct op_matmul *list, int n, int n_rows);
+    void (*rope_kv)(void *be, const struct op_attention *a, float *q, float *k,
+                    const float *v); /* rotates q, k; stores k, v */
+    void (*attention)(void *be, const struct op_attention *a, const float *q, float *y);
+    void (*swiglu)(void *be, const float *gate, const float *up, int n_rows, int inner,
+                   float *y);                                    /* gate [n, 2*inner] */
+    void (*add)(void *be, float *x, const float *y, int hidden); /* x += y */
+    void (*route)(void *be, const struct op_route *r, const float *h, const struct op_routing *out);
+    void (*experts)(void *be, const struct op_experts *e, const struct op_routing *r,
+                    const float *h, float *y);
+    /* y[i] = x[row_ids[i]], for the rows that sample or score */
+    void (*gather)(void *be, const float *x, const int32_t *row_ids, int n, int hidden, float *y);
+    /* Samples or scores each row of logits [n, vocab] (sampler.h). */
+    void (*sample)(void *be, float *logits, int vocab, const struct op_sample *list, int n);
+    int (*sync)(void *be, struct error *err);
+    void (*close)(void *be);
+};
+
+struct backend_options {
+    const char *isa; /* CPU: kernel family */
+    int threads;
+    bool bf16;
+    int max_rows; /* rows of a step */
+    int hidden, inner, experts, topk, heads, head_dim, context;
+};
+/* Plain and readable; every other backend is tested against it. */
+int cpu_reference_open(const struct ops **ops, void **be, const struct backend_options *opt,
+                       struct error *err) CFG_WARN_UNUSED;
+/* The fast one; opt->isa "auto" takes the best this machine runs. */
+int cpu_open(const struct ops **ops, void **be, const struct backend_options *opt,
+             struct error *err) CFG_WARN_UNUSED;
+
+#endif
