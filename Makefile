@@ -48,30 +48,37 @@ $(BUILD)/obj/engine/cpu/kernels_amx.o:    ISA := -mavx512f -mavx512bw -mavx512dq
 
 $(BUILD)/obj/%.o: %.c
 	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) -MMD -MP -c $< -o $@
+	@echo "  cc  $<"
+	@$(CC) $(ALL_CFLAGS) -MMD -MP -c $< -o $@
 
 $(BUILD)/obj/%.o: %.cc
 	@mkdir -p $(@D)
-	$(CXX) $(ALL_CXXFLAGS) -MMD -MP -c $< -o $@
+	@echo "  c++ $<"
+	@$(CXX) $(ALL_CXXFLAGS) -MMD -MP -c $< -o $@
 
 $(BUILD)/libopenmoed.a: $(OBJS)
 	@rm -f $@
-	ar rcs $@ $^
+	@echo "  ar  $@"
+	@ar rcs $@ $^
 
 $(BUILD)/openmoed: $(BUILD)/obj/server/main.o $(BUILD)/libopenmoed.a
-	$(CC) $(SAN) $^ $(LDLIBS) -o $@
+	@echo "  ld  $@"
+	@$(CC) $(SAN) $^ $(LDLIBS) -o $@
 
 $(BUILD)/unit/%: $(BUILD)/obj/tests/unit/%.o $(BUILD)/libopenmoed.a
 	@mkdir -p $(@D)
-	$(CC) $(SAN) $^ -lcmocka $(LDLIBS) -o $@
+	@echo "  ld  $@"
+	@$(CC) $(SAN) $^ -lcmocka $(LDLIBS) -o $@
 
 $(BUILD)/bench/%: $(BUILD)/obj/tests/bench/%.o $(BUILD)/libopenmoed.a
 	@mkdir -p $(@D)
-	$(CC) $(SAN) $^ -lcurl $(LDLIBS) -o $@
+	@echo "  ld  $@"
+	@$(CC) $(SAN) $^ -lcurl $(LDLIBS) -o $@
 
 $(BUILD)/fuzz/%: $(BUILD)/obj/tests/fuzz/%.o $(BUILD)/libopenmoed.a
 	@mkdir -p $(@D)
-	$(CC) -fsanitize=address,undefined,fuzzer $^ $(LDLIBS) -o $@
+	@echo "  ld  $@"
+	@$(CC) -fsanitize=address,undefined,fuzzer $^ $(LDLIBS) -o $@
 
 units: $(UNIT)
 benches: $(BENCH)

@@ -102,7 +102,8 @@ struct ops {
     /* one step, in order */
     void (*begin)(void *be, const struct op_batch *b);
     void (*embed)(void *be, const struct weight *table, float *x); /* x [n_rows, hidden] */
-    void (*rmsnorm)(void *be, const float *x, const float *w, float eps, int hidden, float *y);
+    void (*rmsnorm)(void *be, const float *x, const float *w, float eps, int n_rows, int hidden,
+                    float *y);
     void (*matmul)(void *be, const struct op_matmul *list, int n, int n_rows);
     void (*rope_kv)(void *be, const struct op_attention *a, float *q, float *k,
                     const float *v); /* rotates q, k; stores k, v */
@@ -120,6 +121,9 @@ struct ops {
     int (*sync)(void *be, struct error *err);
     void (*close)(void *be);
 };
+
+/* What every backend's `sample` does with one row once its logits are in host memory. */
+void op_sample_row(float *logits, const struct op_sample *s);
 
 struct backend_options {
     const char *isa; /* CPU: kernel family */

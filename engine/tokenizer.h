@@ -24,12 +24,14 @@ int tokenizer_start_id(const struct engine_tokenizer *t); /* <pad>, 0 */
 int tokenizer_eos_id(const struct engine_tokenizer *t);   /* </s>, 1 */
 int tokenizer_bos_id(
     const struct engine_tokenizer *t); /* <s>, or -1 when the model file has none */
+bool tokenizer_adds_space(
+    const struct engine_tokenizer *t); /* encoding puts a space in front of the text */
 
 /* ---- sentencepiece_shim.cc: no C++ exception or type crosses it
  * ---------------------------------- */
 
 struct sp; /* a loaded SentencePieceProcessor */
-enum sp_type { SP_NORMAL, SP_UNKNOWN, SP_CONTROL, SP_USER_DEFINED, SP_BYTE, SP_UNUSED };
+enum sp_type { SP_NORMAL, SP_UNKNOWN, SP_CONTROL, SP_BYTE, SP_UNUSED };
 struct sp *sp_open(const char *model, size_t n, char *message,
                    size_t message_cap); /* NULL on error */
 void sp_close(struct sp *s);
@@ -37,7 +39,6 @@ int sp_size(const struct sp *s);
 const char *sp_piece(const struct sp *s, int id); /* borrowed */
 enum sp_type sp_piece_type(const struct sp *s, int id);
 int sp_id(const struct sp *s, const char *piece); /* -1 if it is no piece of its own */
-int sp_unk_id(const struct sp *s);
 bool sp_adds_dummy_prefix(const struct sp *s);
 /* malloc'd ids; returns their number or a negative code. */
 long sp_encode(const struct sp *s, const char *text, size_t n, int32_t **ids);

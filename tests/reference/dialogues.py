@@ -118,12 +118,12 @@ def _stream(seed, want_held_out, longest, default_share):
             yield one
 
 
-def training(seed, longest=22, default_share=0.65):
+def training(seed, longest=30, default_share=0.65):
     """An endless stream of training dialogues."""
     return _stream(seed, False, longest, default_share)
 
 
-def held_out(seed, n, longest=22, default_share=0.65):
+def held_out(seed, n, longest=30, default_share=0.65):
     """`n` dialogues that no training stream ever yields."""
     stream = _stream(seed, True, longest, default_share)
     return [next(stream) for _ in range(n)]
@@ -151,7 +151,7 @@ def main():
     parser.add_argument("--held-out", action="store_true", help="dialogues that training never sees")
     parser.add_argument("--n", type=int, default=20, help="how many (default 20)")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--longest", type=int, default=22, help="most exchanges in a dialogue (default 22)")
+    parser.add_argument("--longest", type=int, default=30, help="most exchanges in a dialogue (default 30)")
     parser.add_argument("--default-system", type=float, default=0.65,
                         help="share of dialogues with the default system message (default 0.65)")
     args = parser.parse_args()

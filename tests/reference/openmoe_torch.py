@@ -86,7 +86,7 @@ class MoE(nn.Module):
         logits = h.float() @ self.gate_weight.float().t()                   # [n, experts]
         probs = logits.softmax(-1)
         # a stable sort, so that ties go to the lower index
-        chosen = probs.sort(-1, descending=True, stable=True).indices[:, :self.topk]
+        chosen = probs.sort(stable=True, dim=-1, descending=True).indices[:, :self.topk]
         weights = probs.gather(1, chosen)
         factor = self.cfg["router_capacity_factor_" + ("train" if mode == "train" else "eval")]
         capacity = h.shape[0] if mode == "dropless" else capacity_of(
@@ -97,7 +97,7 @@ class MoE(nn.Module):
             token, pick = ((chosen == e) & kept).nonzero(as_tuple=True)
             if token.numel():
                 y = self.experts(h.index_select(0, token), e)
-                out = out.index_add(0, token, y * weights[token, pick, None].to(y.dtype))
+                out = out.index_add(0, token, (y * weights[token, pick, None]).to(out.dtype))
         if record is not None:
             record.append({"experts": chosen, "weights": weights, "kept": kept, "capacity": capacity})
         # balance: share of first and second choices times mean probability, 1 when even

@@ -1,0 +1,251 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// options.c: the table of every option, and how a text becomes a value. Defaults, flags, the
+// environment and the file all pass through cfg_option_set, so that a value is judged by one rule
+// wherever it comes from. Used by the main thread at start only.
+#include "config/options.h"
+
+#include <ctype.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const char *const devices[] = {"auto", "cpu", "cuda", NULL};
+static const char *const dtypes[] = {"auto", "f32", "bf16", NULL};
+static const char *const isas[] = {"auto", "reference", "generic", "avx2", "avx512", "amx", NULL};
+static const char *const capacities[] = {"dropless", "reference", NULL};
+static const char *const load_formats[] = {"auto", "dummy", NULL};
+static const char *const log_levels[] = {"debug", "info", "warn", "error", NULL};
+static const char *const log_formats[] = {"text", "json", NULL};
+
+#define FIELD(f) .offset = offsetof(struct cfg_options, f)
+#define KIB(n)   ((uint64_t)(n) << 10)
+#define GIB(n)   ((uint64_t)(n) << 30)
+#define MANY     1000000 /* a bound for counts that only memory limits */
+
+// clang-format off
+const struct option cfg_option_table[] = {
+    {"model", "PATH", OPTION_TEXT, FIELD(model), .initial = "deploy/demo-model",
+     .help = "Folder of a checkpoint as the Hugging Face hub serves it, or with --load-format "
+             "dummy the name of a preset: base, 8b or 34b."},
+    {"served-model-name", "NAME", OPTION_TEXT, FIELD(served_model_name),
+     .absent = "the last part of --model",
+     .help = "Name of the model in requests and answers."},
+    {"host", "ADDRESS", OPTION_TEXT, FIELD(host), .initial = "127.0.0.1",
+     .help = "Address to listen on."},
+    {"port", "N", OPTION_INT, FIELD(port), .initial = "8000", .max = 65535,
+     .help = "Port to listen on; 0 takes any free one, and the log says which."},
+    {"device", "DEVICE", OPTION_CHOICE, FIELD(device), .initial = "auto", .choices = devices,
+     .help = "Where the model runs; auto takes a GPU where there is one."},
+    {"dtype", "TYPE", OPTION_CHOICE, FIELD(dtype), .initial = "auto", .choices = dtypes,
+     .help = "Type of weights, keys and values; auto takes bf16 for a bf16 checkpoint, else f32."},
+    {"max-model-len", "N", OPTION_INT, FIELD(max_model_len), .initial = "0", .max = MANY,
+     .help = "Tokens of prompt and answer together; 0 means the model's own context."},
+    {"threads", "N", OPTION_INT, FIELD(threads), .initial = "0", .max = 1024,
+     .help = "Compute threads; 0 means one for each CPU this process may use."},
+    {"cpu-isa", "ISA", OPTION_WORD, FIELD(cpu_isa), .initial = "auto", .choices = isas,
+     .help = "Kernels of the CPU backend; auto takes the fastest this CPU can run, reference is "
+             "the plain and slow code that the others are tested against."},
+    {"expert-capacity", "MODE", OPTION_CHOICE, FIELD(capacity), .initial = "dropless",
+     .choices = capacities,
+     .help = "dropless: no token ever loses an expert. reference: the published rule, under which "
+             "an answer depends on what else runs in the same step."},
+    {"load-format", "FORMAT", OPTION_CHOICE, FIELD(load_format), .initial = "auto",
+     .choices = load_formats,
+     .help = "auto reads the checkpoint; dummy makes seeded random weights, for benchmarks."},
+    {"api-key", "KEY", OPTION_SECRET, FIELD(api_key), .absent = "none, and everyone may ask",
+     .help = "Key that clients must send as a bearer token. Set it by environment or file: flags "
+             "can be seen by every user of the machine."},
+    {"max-body-size", "SIZE", OPTION_SIZE, FIELD(max_body_size), .initial = "4M", .min = KIB(1),
+     .max = GIB(1),
+     .help = "Longest request body; past it the answer is 413."},
+    {"drain-timeout", "SECONDS", OPTION_INT, FIELD(drain_timeout), .initial = "30", .max = 86400,
+     .help = "Time that running requests get to finish after SIGTERM."},
+    {"log-level", "LEVEL", OPTION_CHOICE, FIELD(log_level), .initial = "info",
+     .choices = log_levels,
+     .help = "Least important kind of line that is still logged."},
+    {"log-format", "FORMAT", OPTION_CHOICE, FIELD(log_format), .initial = "text",
+     .choices = log_formats,
+     .help = "How lines are logged to stderr."},
+    {"max-num-seqs", "N", OPTION_INT, FIELD(max_num_seqs), .initial = "64", .min = 1, .max = 4096,
+     .help = "Sequences that run at once."},
+    {"max-num-batched-tokens", "N", OPTION_INT, FIELD(max_num_batched_tokens), .initial = "512",
+     .min = 1, .max = 65536,
+     .help = "Tokens that one step of the engine computes, at most."},
+    {"max-queued-requests", "N", OPTION_INT, FIELD(max_queued_requests), .initial = "256",
+     .min = 1, .max = MANY,
+     .help = "Sequences that may wait for their turn; past it the answer is 429."},
+    {"kv-cache-memory", "SIZE", OPTION_SIZE, FIELD(kv_cache_memory), .initial = "0",
+     .max = GIB(4096),
+     .help = "Memory for keys and values; 0 means a quarter of the free memory."},
+    {"seed", "N", OPTION_U64, FIELD(seed), .initial = "0", .max = UINT64_MAX,
+     .help = "Seed of dummy weights and of requests that bring none; with 0 each such request "
+             "draws its own."},
+    {"config", "FILE", OPTION_CONFIG, .absent = "none",
+     .help = "JSON file with one object, whose keys are these names (with - or _). Environment "
+             "and flags override it."},
+    {"help", "", OPTION_HELP, .help = "Print this text and exit."},
+    {"version", "", OPTION_VERSION, .help = "Print the version and exit."},
+};
+// clang-format on
+const size_t cfg_option_count = sizeof cfg_option_table / sizeof *cfg_option_table;
+
+const struct option *cfg_option_find(const char *name, size_t n)
+{
+    for (size_t i = 0; i < cfg_option_count; i++) {
+        const char *known = cfg_option_table[i].name;
+        if (strlen(known) != n) continue;
+        size_t same = 0;
+        while (same < n && (name[same] == '_' ? '-' : name[same]) == known[same]) same++;
+        if (same == n) return &cfg_option_table[i];
+    }
+    return NULL;
+}
+
+void cfg_option_env_name(const struct option *o, char out[64])
+{
+    static const char prefix[] = "OPENMOED_";
+    memcpy(out, prefix, sizeof prefix);
+    size_t at = sizeof prefix - 1;
+    for (const char *c = o->name; *c && at < 63; c++)
+        out[at++] = *c == '-' ? '_' : (char)toupper((unsigned char)*c);
+    out[at] = '\0';
+}
+
+static void *field(struct cfg_options *opt, const struct option *o)
+{
+    return (char *)opt + o->offset;
+}
+
+static bool owns_text(const struct option *o)
+{
+    return o->kind == OPTION_TEXT || o->kind == OPTION_SECRET || o->kind == OPTION_WORD;
+}
+
+/* How much of a bad value is quoted: whole characters, and room left to say why it is bad. */
+static int shown(const char *text)
+{
+    size_t n = strlen(text);
+    return (int)(n > 80 ? cfg_utf8_complete(text, 80) : n);
+}
+
+static int set_text(char **where, const char *text, struct error *err)
+{
+    char *copy = strdup(text);
+    if (!copy) return cfg_fail(err, CFG_ENOMEM, "out of memory");
+    free(*where);
+    *where = copy;
+    return CFG_OK;
+}
+
+/* Index of text in choices, or an error that lists them. */
+static int find_choice(const struct option *o, const char *text, struct error *err)
+{
+    char list[128] = "";
+    size_t at = 0;
+    for (int i = 0; o->choices[i]; i++) {
+        if (strcmp(o->choices[i], text) == 0) return i;
+        at += (size_t)snprintf(list + at, sizeof list - at, "%s%s", i ? ", " : "", o->choices[i]);
+    }
+    return cfg_fail(err, CFG_EINVAL, "\"%.*s\" is not one of %s", shown(text), text, list);
+}
+
+/* Digits only: no sign, no space. False when it is something else or does not fit. *end is where
+ * the digits stop. */
+static bool read_digits(const char *text, uint64_t *value, const char **end)
+{
+    *value = 0;
+    const char *c = text;
+    for (; *c >= '0' && *c <= '9'; c++) {
+        uint64_t digit = (uint64_t)(*c - '0');
+        if (*value > (UINT64_MAX - digit) / 10) return false;
+        *value = *value * 10 + digit;
+    }
+    *end = c;
+    return c > text;
+}
+
+static int read_number(const struct option *o, const char *text, uint64_t *value, struct error *err)
+{
+    const char *end;
+    if (read_digits(text, value, &end) && !*end && *value >= o->min && *value <= o->max)
+        return CFG_OK;
+    return cfg_fail(err, CFG_EINVAL, "\"%.*s\" is not a whole number between %llu and %llu",
+                    shown(text), text, (unsigned long long)o->min, (unsigned long long)o->max);
+}
+
+static int read_size(const struct option *o, const char *text, uint64_t *value, struct error *err)
+{
+    const char *end;
+    if (read_digits(text, value, &end)) {
+        int c = toupper((unsigned char)*end);
+        int shift = c == 'K' ? 10 : c == 'M' ? 20 : c == 'G' ? 30 : 0;
+        if (shift) end++;
+        bool fits = *value <= UINT64_MAX >> shift;
+        *value <<= shift;
+        if (fits && !*end && *value >= o->min && *value <= o->max) return CFG_OK;
+    }
+    return cfg_fail(err, CFG_EINVAL,
+                    "\"%.*s\" is not a number of bytes between %llu and %llu "
+                    "(K, M and G may follow the number)",
+                    shown(text), text, (unsigned long long)o->min, (unsigned long long)o->max);
+}
+
+static int check_secret(const char *text, struct error *err)
+{
+    for (const char *c = text; *c; c++) {
+        if (*c <= 0x20 || *c >= 0x7F)
+            return cfg_fail(err, CFG_EINVAL, "only printable ASCII without spaces is allowed");
+    }
+    return CFG_OK;
+}
+
+int cfg_option_set(struct cfg_options *opt, const struct option *o, const char *text,
+                   struct error *err)
+{
+    if (!*text) return cfg_fail(err, CFG_EINVAL, "the value is empty");
+    void *where = field(opt, o);
+    uint64_t number = 0;
+    int rc = CFG_OK;
+    switch (o->kind) {
+    case OPTION_SECRET:
+        rc = check_secret(text, err);
+        return rc == CFG_OK ? set_text(where, text, err) : rc;
+    case OPTION_TEXT:
+        return set_text(where, text, err);
+    case OPTION_WORD:
+        rc = find_choice(o, text, err);
+        return rc >= 0 ? set_text(where, text, err) : rc;
+    case OPTION_CHOICE:
+        rc = find_choice(o, text, err);
+        if (rc < 0) return rc;
+        memcpy(where, &rc, sizeof rc); /* every enum of the table is as wide as an int */
+        return CFG_OK;
+    case OPTION_INT:
+        rc = read_number(o, text, &number, err);
+        if (rc == CFG_OK) *(int *)where = (int)number;
+        return rc;
+    case OPTION_SIZE:
+        rc = read_size(o, text, &number, err);
+        if (rc == CFG_OK) *(size_t *)where = (size_t)number;
+        return rc;
+    case OPTION_U64:
+        rc = read_number(o, text, &number, err);
+        if (rc == CFG_OK) *(uint64_t *)where = number;
+        return rc;
+    case OPTION_CONFIG:
+    case OPTION_HELP:
+    case OPTION_VERSION:
+        break; /* nothing to store */
+    }
+    return CFG_OK;
+}
+
+void cfg_options_free(struct cfg_options *opt)
+{
+    for (size_t i = 0; i < cfg_option_count; i++) {
+        const struct option *o = &cfg_option_table[i];
+        if (owns_text(o)) free(*(char **)field(opt, o));
+    }
+    *opt = (struct cfg_options){0};
+}

@@ -1,0 +1,371 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// engine.c: the engine as one object: model folder, backend, KV memory, and the step. Owned by
+// main, stepped by the engine thread alone; after engine_load nothing is allocated.
+#include "engine/engine.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "engine/model.h"
+#include "engine/sampler.h"
+#include "engine/tokenizer.h"
+
+#define HEAD_ROWS 32 /* rows of logits at a time: 1 MB each with the real vocabulary */
+
+struct engine {
+    struct engine_options opt;
+    struct engine_info info;
+    struct model model;
+    struct checkpoint *checkpoint;
+    struct weight_slots slots;
+    struct engine_tokenizer *tokenizer;
+    bool backend_open;
+
+    /* the batch in hand, [max_step_tokens] and [max_step_seqs] */
+    int32_t *tokens, *positions, *seq_of_row;
+    const int32_t **block_tables;
+    /* rows that sample or score, at most max_step_tokens + max_step_seqs */
+    int32_t *head_rows;
+    struct op_sample *samples;
+    float **logits_out;
+};
+
+const struct engine_info *engine_info(const struct engine *e)
+{
+    return &e->info;
+}
+
+const struct engine_tokenizer *engine_tokenizer(const struct engine *e)
+{
+    return e->tokenizer;
+}
+
+/* ---- open
+ * ------------------------------------------------------------------------------------------- */
+
+/* Older files carry tensors nobody needs (rotary tables, say): said once, not an error. */
+static void report_unused(const struct engine *e)
+{
+    size_t used = 0;
+    if (!e->checkpoint) return;
+    for (size_t i = 0; i < e->slots.n; i++)
+        used += e->slots.items[i].last_use || e->slots.items[i].kind == SLOT_TABLE;
+    if (used < checkpoint_count(e->checkpoint))
+        cfg_log(CFG_LOG_INFO,
+                "%zu tensors of the checkpoint are not part of the model and stay unread",
+                checkpoint_count(e->checkpoint) - used);
+}
+
+static int read_model(struct engine *e, struct error *err)
+{
+    struct hfconfig cfg;
+    int rc;
+    if (e->opt.dummy) {
+        const struct cfg_preset *p = cfg_preset_find(e->opt.model);
+        if (!p)
+            return cfg_fail(err, CFG_ENOTFOUND,
+                            "--model: no preset \"%s\" for dummy weights (base, 8b, 34b)",
+                            e->opt.model);
+        hfconfig_from_preset(&cfg, p);
+    } else {
+        if (access(e->opt.model, F_OK) != 0)
+            return cfg_fail(err, CFG_ENOTFOUND, "--model: there is no folder \"%s\"", e->opt.model);
+        if ((rc = hfconfig_read(&cfg, e->opt.model, err)) != CFG_OK) return rc;
+        if ((rc = checkpoint_open(&e->checkpoint, e->opt.model, err)) != CFG_OK) return rc;
+    }
+    if ((rc = model_init(&e->model, &cfg, err)) != CFG_OK) return rc;
+    if ((rc = weights_bind(&e->slots, &e->model, e->checkpoint, e->opt.dummy_seed, err)) != CFG_OK)
+        return rc;
+    report_unused(e);
+    if (e->opt.dummy) return CFG_OK;
+    return tokenizer_open(&e->tokenizer, e->opt.model, cfg.vocab, err);
+}
+
+/* A quarter of the memory that is free now, but no more than every sequence at full length can use.
+ */
+static size_t automatic_kv_bytes(const struct engine *e, size_t block_bytes)
+{
+    size_t available = (size_t)1 << 30, kb;
+    char line[128];
+    FILE *f = fopen("/proc/meminfo", "r");
+    while (f && fgets(line, sizeof line, f))
+        if (sscanf(line, "MemAvailable: %zu kB", &kb) == 1) available = kb * 1024;
+    if (f) fclose(f);
+    const size_t per_seq = (size_t)((e->info.context + e->opt.block_size - 1) / e->opt.block_size);
+    const size_t useful = per_seq * (size_t)e->opt.max_step_seqs * block_bytes;
+    return available / 4 < useful ? available / 4 : useful;
+}
+
+static int fill_info(struct engine *e, struct error *err)
+{
+    const struct hfconfig *c = &e->model.cfg;
+    struct engine_info *i = &e->info;
+    *i = (struct engine_info){.layers = c->layers,
+                              .hidden = c->hidden,
+                              .inner = c->inner,
+                              .heads = c->heads,
+                              .kv_heads = c->kv_heads,
+                              .head_dim = c->head_dim,
+                              .experts = c->experts,
+                              .topk = c->topk,
+                              .moe_layers = e->model.moe_layers,
+                              .vocab = c->vocab,
+                              .block_size = e->opt.block_size,
+                              .has_tokenizer = e->tokenizer != NULL};
+    i->moe_layer_ids = e->model.moe_layer_ids;
+    if (e->opt.max_model_len > c->context)
+        return cfg_fail(err, CFG_EINVAL,
+                        "--max-model-len: %d is beyond the model's context of %d tokens",
+                        e->opt.max_model_len, c->context);
+    i->context = e->opt.max_model_len ? e->opt.max_model_len : c->context;
+    i->usable_vocab = e->tokenizer ? tokenizer_size(e->tokenizer) : c->vocab;
+    i->start_id = e->tokenizer ? tokenizer_start_id(e->tokenizer) : c->pad_id;
+    i->eos_id = e->tokenizer ? tokenizer_eos_id(e->tokenizer) : c->eos_id;
+    /* the embedding's type stands for the checkpoint's */
+    const struct tensor *t = e->slots.items[0].tensor;
+    i->bf16 = e->opt.dtype == CFG_DTYPE_BF16 ||
+              (e->opt.dtype == CFG_DTYPE_AUTO && (!t || t->type == TENSOR_BF16));
+    i->weight_bytes = 0;
+    for (size_t s = 0; s < e->slots.n; s++)
+        i->weight_bytes +=
+            (size_t)(e->slots.items[s].src.rows * e->slots.items[s].src.cols) * (i->bf16 ? 2 : 4);
+
+    const size_t block_bytes = 2 * (size_t)c->layers * (size_t)(c->kv_heads * c->head_dim) *
+                               (size_t)i->block_size * (i->bf16 ? 2 : 4);
+    const size_t budget = e->opt.kv_bytes ? e->opt.kv_bytes : automatic_kv_bytes(e, block_bytes);
+    const size_t blocks = budget / block_bytes;
+    if (blocks == 0 || blocks > INT32_MAX / 2)
+        return cfg_fail(err, CFG_EINVAL,
+                        "--kv-cache-memory: %zu bytes make %zu blocks of %zu bytes", budget, blocks,
+                        block_bytes);
+    i->n_blocks = (int)blocks;
+    i->kv_bytes = blocks * block_bytes;
+    return CFG_OK;
+}
+
+static int open_backend(struct engine *e, struct error *err)
+{
+    const struct hfconfig *c = &e->model.cfg;
+    if (e->opt.device == CFG_DEVICE_CUDA)
+        return cfg_fail(err, CFG_EUNSUPPORTED, "--device cuda: this build has no CUDA backend");
+    const struct backend_options bo = {.isa = e->opt.cpu_isa ? e->opt.cpu_isa : "auto",
+                                       .threads = e->opt.threads,
+                                       .bf16 = e->info.bf16,
+                                       .max_rows = e->opt.max_step_tokens,
+                                       .hidden = c->hidden,
+                                       .inner = c->inner,
+                                       .experts = c->experts,
+                                       .topk = c->topk,
+                                       .heads = c->heads,
+                                       .head_dim = c->head_dim,
+                                       .context = e->info.context};
+    int rc = strcmp(bo.isa, "reference") == 0
+                 ? cpu_reference_open(&e->model.ops, &e->model.be, &bo, err)
+                 : cpu_open(&e->model.ops, &e->model.be, &bo, err);
+    if (rc != CFG_OK) return rc;
+    e->backend_open = true;
+    e->info.backend = e->model.ops->name;
+    return CFG_OK;
+}
+
+static int allocate_batch(struct engine *e, struct error *err)
+{
+    const size_t tokens = (size_t)e->opt.max_step_tokens, seqs = (size_t)e->opt.max_step_seqs;
+    e->tokens = calloc(tokens, sizeof *e->tokens);
+    e->positions = calloc(tokens, sizeof *e->positions);
+    e->seq_of_row = calloc(tokens, sizeof *e->seq_of_row);
+    e->block_tables = calloc(seqs, sizeof *e->block_tables);
+    e->head_rows = calloc(tokens + seqs, sizeof *e->head_rows);
+    e->samples = calloc(tokens + seqs, sizeof *e->samples);
+    e->logits_out = calloc(tokens + seqs, sizeof *e->logits_out);
+    if (e->tokens && e->positions && e->seq_of_row && e->block_tables && e->head_rows &&
+        e->samples && e->logits_out)
+        return CFG_OK;
+    return cfg_fail(err, CFG_ENOMEM, "no memory for a step of %zu tokens", tokens);
+}
+
+int engine_open(struct engine **out, const struct engine_options *opt, struct error *err)
+{
+    struct engine *e = calloc(1, sizeof *e);
+    int rc = CFG_OK;
+    if (!e) return cfg_fail(err, CFG_ENOMEM, "no memory for the engine");
+    e->opt = *opt;
+    if (opt->block_size < 16 || opt->block_size % 16 || opt->max_step_tokens < 1 ||
+        opt->max_step_seqs < 1)
+        rc = cfg_fail(err, CFG_EINVAL, "a KV block of %d tokens, %d tokens and %d sequences a step",
+                      opt->block_size, opt->max_step_tokens, opt->max_step_seqs);
+    if (rc == CFG_OK) rc = read_model(e, err);
+    if (rc == CFG_OK) rc = fill_info(e, err);
+    if (rc == CFG_OK) rc = open_backend(e, err);
+    if (rc == CFG_OK) rc = allocate_batch(e, err);
+    if (rc != CFG_OK) {
+        engine_close(e);
+        return rc;
+    }
+    *out = e;
+    return CFG_OK;
+}
+
+int engine_load(struct engine *e, const volatile bool *stop, struct error *err)
+{
+    const struct engine_info *i = &e->info;
+    int rc = weights_load(&e->slots, &e->model, stop, err);
+    if (rc != CFG_OK) return rc;
+    rc = e->model.ops->kv_new(e->model.be, i->layers, i->kv_heads, i->head_dim, i->n_blocks,
+                              i->block_size, err);
+    if (rc != CFG_OK) return rc;
+    return model_alloc(&e->model, e->opt.max_step_tokens, HEAD_ROWS, err);
+}
+
+void engine_close(struct engine *e)
+{
+    if (!e) return;
+    if (e->backend_open) e->model.ops->close(e->model.be);
+    model_deinit(&e->model);
+    weights_unbind(&e->slots);
+    tokenizer_close(e->tokenizer);
+    checkpoint_close(e->checkpoint);
+    free(e->tokens);
+    free(e->positions);
+    free(e->seq_of_row);
+    free(e->block_tables);
+    free(e->head_rows);
+    free(e->samples);
+    free(e->logits_out);
+    free(e);
+}
+
+/* ---- step
+ * ------------------------------------------------------------------------------------------------
+ */
+
+static int check_rows(const struct engine *e, const struct engine_rows *rows, int n_rows,
+                      struct error *err)
+{
+    long total = 0;
+    if (n_rows < 1 || n_rows > e->opt.max_step_seqs)
+        return cfg_fail(err, CFG_EINVAL, "a step of %d sequences (at most %d)", n_rows,
+                        e->opt.max_step_seqs);
+    for (int s = 0; s < n_rows; s++) {
+        const struct engine_rows *r = &rows[s];
+        total += r->n_tokens;
+        if (r->n_tokens < 1 || total > e->opt.max_step_tokens)
+            return cfg_fail(err, CFG_EINVAL, "a step of more than %d tokens",
+                            e->opt.max_step_tokens);
+        if (r->position < 0 || r->position + r->n_tokens > e->info.context)
+            return cfg_fail(err, CFG_EINVAL, "position %d is beyond the context of %d tokens",
+                            r->position + r->n_tokens - 1, e->info.context);
+        for (int i = 0; i < r->n_tokens; i++)
+            if (r->tokens[i] < 0 || r->tokens[i] >= e->info.vocab)
+                return cfg_fail(err, CFG_EINVAL, "token id %d is outside the vocabulary",
+                                r->tokens[i]);
+    }
+    return CFG_OK;
+}
+
+static void add_head_row(struct engine *e, int *n, int row, const struct op_sample *s,
+                         float *logits)
+{
+    e->head_rows[*n] = row;
+    e->samples[*n] = *s;
+    e->logits_out[*n] = logits;
+    ++*n;
+}
+
+/* Flattens the sequences into rows; returns how many rows need logits. */
+static int build_batch(struct engine *e, const struct engine_rows *rows, int n_rows,
+                       struct op_batch *b)
+{
+    int row = 0, heads = 0;
+    for (int s = 0; s < n_rows; s++) {
+        const struct engine_rows *r = &rows[s];
+        e->block_tables[s] = r->blocks;
+        for (int i = 0; i < r->n_tokens; i++, row++) {
+            e->tokens[row] = r->tokens[i];
+            e->positions[row] = r->position + i;
+            e->seq_of_row[row] = s;
+            if (r->targets && r->targets[i] >= 0) {
+                const struct op_sample score = {.target = r->targets[i],
+                                                .n_top = r->n_target_top,
+                                                .usable = e->info.usable_vocab,
+                                                .out = &r->scored[i]};
+                add_head_row(e, &heads, row, &score, NULL);
+            }
+        }
+        if (r->sampler || r->logits) {
+            const struct op_sample pick = {.sampler = r->sampler,
+                                           .target = -1,
+                                           .usable = e->info.usable_vocab,
+                                           .out = r->sampled};
+            add_head_row(e, &heads, row - 1, &pick, r->logits);
+        }
+    }
+    *b = (struct op_batch){.n_rows = row,
+                           .n_seqs = n_rows,
+                           .tokens = e->tokens,
+                           .positions = e->positions,
+                           .seq_of_row = e->seq_of_row,
+                           .block_tables = e->block_tables};
+    return heads;
+}
+
+void op_sample_row(float *logits, const struct op_sample *s)
+{
+    if (s->sampler)
+        sampler_pick(s->sampler, logits, s->usable, s->out);
+    else if (s->out)
+        sampler_score(logits, s->usable, s->target, s->n_top, s->out);
+}
+
+/* Final norm, head and sampling, HEAD_ROWS rows at a time. */
+static int run_heads(struct engine *e, int heads, struct error *err)
+{
+    struct model *m = &e->model;
+    const size_t vocab = (size_t)e->info.vocab;
+    for (int first = 0; first < heads; first += HEAD_ROWS) {
+        const int n = heads - first < HEAD_ROWS ? heads - first : HEAD_ROWS;
+        model_head(m, e->head_rows + first, n);
+        int rc = m->ops->sync(m->be, err);
+        if (rc != CFG_OK) return rc;
+        for (int i = 0; i < n; i++)
+            if (e->logits_out[first + i])
+                memcpy(e->logits_out[first + i], m->logits + (size_t)i * vocab,
+                       vocab * sizeof(float));
+        m->ops->sample(m->be, m->logits, e->info.vocab, e->samples + first, n);
+    }
+    return m->ops->sync(m->be, err);
+}
+
+static void report_routing(const struct engine *e, int n_rows, uint64_t *dropped,
+                           struct engine_routing *routing)
+{
+    const size_t picks = (size_t)n_rows * (size_t)e->info.topk;
+    for (int l = 0; l < e->info.moe_layers; l++) {
+        const struct op_routing *r = &e->model.routing[l];
+        if (dropped && e->opt.capacity == CFG_CAPACITY_REFERENCE)
+            for (size_t i = 0; i < picks; i++) dropped[l] += !r->kept[i];
+        if (!routing) continue;
+        memcpy(routing->experts + (size_t)l * picks, r->experts, picks * sizeof *r->experts);
+        memcpy(routing->weights + (size_t)l * picks, r->weights, picks * sizeof *r->weights);
+        memcpy(routing->kept + (size_t)l * picks, r->kept, picks * sizeof *r->kept);
+    }
+}
+
+int engine_step(struct engine *e, const struct engine_rows *rows, int n_rows, uint64_t *dropped,
+                struct engine_routing *routing, struct error *err)
+{
+    struct op_batch batch;
+    int rc = check_rows(e, rows, n_rows, err);
+    if (rc != CFG_OK) return rc;
+    const int heads = build_batch(e, rows, n_rows, &batch);
+    const struct hfconfig *c = &e->model.cfg;
+    const bool limited = e->opt.capacity == CFG_CAPACITY_REFERENCE && c->drop_tokens;
+    model_forward(&e->model, &batch, limited ? model_capacity(c, batch.n_rows) : 0);
+    rc = run_heads(e, heads, err);
+    if (rc != CFG_OK) return rc;
+    report_routing(e, batch.n_rows, dropped, routing);
+    return CFG_OK;
+}

@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// api_chat.c: what only POST /v1/chat/completions has: messages and their parts, the two names of
+// the token limit, boolean log-probabilities. Texts are borrowed from the JSON tree until the
+// conversation has become token ids; only the ids stay, in the request's arena.
+#include "server/api_request.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+const struct api_field api_chat_fields[] = {
+    {"messages", API_FIELD_READ, NULL},
+    {"max_completion_tokens", API_FIELD_READ, NULL},
+    {"top_logprobs", API_FIELD_READ, NULL},
+    {"store", API_FIELD_BOOL, NULL},
+    {"metadata", API_FIELD_OBJECT, NULL},
+    {"service_tier", API_FIELD_STRING, NULL},
+    {"safety_identifier", API_FIELD_STRING, NULL},
+    {"prompt_cache_key", API_FIELD_STRING, NULL},
+    {"prompt_cache_retention", API_FIELD_STRING, NULL},
+    {"parallel_tool_calls", API_FIELD_BOOL, NULL},
+    {"tools", API_FIELD_UNSUPPORTED, "[]"},
+    {"tool_choice", API_FIELD_UNSUPPORTED, "\"none\""},
+    {"functions", API_FIELD_UNSUPPORTED, "[]"},
+    {"function_call", API_FIELD_UNSUPPORTED, "\"none\""},
+    {"response_format", API_FIELD_UNSUPPORTED, "{\"type\":\"text\"}"},
+    {"modalities", API_FIELD_UNSUPPORTED, "[\"text\"]"},
+    {"audio", API_FIELD_UNSUPPORTED, NULL},
+    {"prediction", API_FIELD_UNSUPPORTED, NULL},
+    {"web_search_options", API_FIELD_UNSUPPORTED, NULL},
+    {"reasoning_effort", API_FIELD_UNSUPPORTED, NULL},
+    {"verbosity", API_FIELD_UNSUPPORTED, NULL},
+    {NULL, API_FIELD_READ, NULL},
+};
+
+static const struct api_field message_fields[] = {
+    {"role", API_FIELD_READ, NULL},
+    {"content", API_FIELD_READ, NULL},
+    {"name", API_FIELD_STRING, NULL},
+    {"refusal", API_FIELD_UNSUPPORTED, "\"\""},
+    {"annotations", API_FIELD_UNSUPPORTED, "[]"},
+    {"audio", API_FIELD_UNSUPPORTED, NULL},
+    {"tool_calls", API_FIELD_UNSUPPORTED, "[]"},
+    {"tool_call_id", API_FIELD_UNSUPPORTED, NULL},
+    {"function_call", API_FIELD_UNSUPPORTED, NULL},
+    {NULL, API_FIELD_READ, NULL},
+};
+
+static const struct api_field part_fields[] = {
+    {"type", API_FIELD_READ, NULL},
+    {"text", API_FIELD_READ, NULL},
+    {NULL, API_FIELD_READ, NULL},
+};
+
+static int read_role(const cJSON *m, const char *path, enum engine_role *out, struct api_error *err)
+{
+    const char *role = NULL;
+    if (api_get_string(m, path, "role", &role, err)) return -1;
+    if (!strcmp(role, "system") || !strcmp(role, "developer"))
+        *out = ENGINE_SYSTEM;
+    else if (!strcmp(role, "user"))
+        *out = ENGINE_USER;
+    else if (!strcmp(role, "assistant"))
+        *out = ENGINE_ASSISTANT;
+    else {
+        char param[API_PATH_MAX];
+        return api_fail(err, 400, "invalid_value", api_path(param, path, "role"),
+                        "'%s' must be system, developer, user or assistant, not '%.40s'.", param,
+                        role);
+    }
+    return 0;
+}
+
+/* One part of a content list: its text is borrowed from the tree. */
+static int read_part(const cJSON *part, const char *path, const char **text, struct api_error *err)
+{
+    if (!cJSON_IsObject(part)) return api_wrong_type(err, path, "an object", part);
+    const char *type = NULL;
+    if (api_get_string(part, path, "type", &type, err)) return -1;
+    if (strcmp(type, "text")) {
+        char param[API_PATH_MAX];
+        return api_fail(err, 400, "invalid_value", api_path(param, path, "type"),
+                        "'%s' must be text, not '%.40s': this model reads nothing else.", param,
+                        type);
+    }
+    if (api_check_fields(part, path, part_fields, NULL, err)) return -1;
+    return api_get_string(part, path, "text", text, err);
+}
+
+/* Text parts are joined by line breaks. */
+static int read_parts(struct api_request *r, const cJSON *list, const char *path,
+                      struct engine_message *out, struct api_error *err)
+{
+    if (!list->child)
+        return api_fail(err, 400, "empty_array", path, "'%s' must not be empty.", path);
+    size_t total = 0;
+    int i = 0;
+    const cJSON *part = NULL;
+    cJSON_ArrayForEach(part, list)
+    {
+        char element[API_PATH_MAX];
+        snprintf(element, sizeof element, "%.50s[%d]", path, i++);
+        const char *text = NULL;
+        if (read_part(part, element, &text, err)) return -1;
+        total += strlen(text) + 1;
+    }
+    char *joined = cfg_arena_alloc(r->arena, total);
+    if (!joined) return api_no_memory(err);
+    char *end = joined;
+    cJSON_ArrayForEach(part, list)
+    {
+        const char *text = api_field(part, "text")->valuestring;
+        size_t n = strlen(text);
+        if (end != joined) *end++ = '\n';
+        memcpy(end, text, n);
+        end += n;
+    }
+    out->text = joined;
+    out->n = (size_t)(end - joined);
+    return 0;
+}
+
+static int read_message(struct api_request *r, const cJSON *m, const char *path,
+                        struct engine_message *out, struct api_error *err)
+{
+    if (!cJSON_IsObject(m)) return api_wrong_type(err, path, "an object", m);
+    if (read_role(m, path, &out->role, err) || api_check_fields(m, path, message_fields, NULL, err))
+        return -1;
+    char param[API_PATH_MAX];
+    api_path(param, path, "content");
+    const cJSON *content = api_field(m, "content");
+    if (!content) {
+        if (out->role != ENGINE_ASSISTANT) return api_missing(err, param);
+        out->text = "";
+        return 0;
+    }
+    if (cJSON_IsArray(content)) return read_parts(r, content, param, out, err);
+    if (!cJSON_IsString(content))
+        return api_wrong_type(err, param, "a string or an array of text parts", content);
+    out->text = content->valuestring;
+    out->n = strlen(out->text);
+    return 0;
+}
+
+static int read_messages(struct api_request *r, const cJSON *root, struct engine_message **out,
+                         size_t *n_out, struct api_error *err)
+{
+    const cJSON *list = api_field(root, "messages");
+    if (!list) return api_missing(err, "messages");
+    if (!cJSON_IsArray(list)) return api_wrong_type(err, "messages", "an array", list);
+    size_t n = (size_t)cJSON_GetArraySize(list), i = 0;
+    if (n == 0)
+        return api_fail(err, 400, "empty_array", "messages", "'messages' must not be empty.");
+    struct engine_message *msgs = cfg_arena_alloc(r->arena, n * sizeof *msgs); /* [n] */
+    if (!msgs) return api_no_memory(err);
+    const cJSON *m = NULL;
+    char path[API_PATH_MAX];
+    cJSON_ArrayForEach(m, list)
+    {
+        snprintf(path, sizeof path, "messages[%zu]", i);
+        if (read_message(r, m, path, &msgs[i++], err)) return -1;
+    }
+    if (msgs[n - 1].role != ENGINE_USER) {
+        char param[API_PATH_MAX];
+        return api_fail(err, 400, "invalid_value", api_path(param, path, "role"),
+                        "The last message must be the user's.");
+    }
+    *out = msgs;
+    *n_out = n;
+    return 0;
+}
+
+static int read_limit(struct api_request *r, const cJSON *root, struct api_error *err)
+{
+    bool old = api_field(root, "max_tokens"), new = api_field(root, "max_completion_tokens");
+    if (old && new)
+        return api_fail(err, 400, "invalid_value", "max_tokens",
+                        "'max_tokens' and 'max_completion_tokens' can't be set together.");
+    r->max_given = old || new;
+    r->max_name = new ? "max_completion_tokens" : "max_tokens";
+    return api_get_int(root, r->max_name, 1, INT32_MAX, &r->max_tokens, err);
+}
+
+static int read_logprobs(struct api_request *r, const cJSON *root, struct api_error *err)
+{
+    bool logprobs = false;
+    int64_t top = 0;
+    if (api_get_bool(root, "", "logprobs", &logprobs, err) ||
+        api_get_int(root, "top_logprobs", 0, ENGINE_MAX_TOP, &top, err))
+        return -1;
+    if (!logprobs && api_field(root, "top_logprobs"))
+        return api_fail(err, 400, "invalid_value", "top_logprobs",
+                        "'top_logprobs' is only allowed when 'logprobs' is true.");
+    if (logprobs) r->sampling.n_logprobs = (int)top;
+    return 0;
+}
+
+int api_read_chat(struct api_request *r, const cJSON *root, struct api_error *err)
+{
+    struct engine_message *msgs = NULL; /* [n_msgs] */
+    size_t n_msgs = 0, n = 0;
+    if (read_limit(r, root, err) || read_logprobs(r, root, err) ||
+        read_messages(r, root, &msgs, &n_msgs, err))
+        return -1;
+    if (!r->env->tokenizer) return api_tokenizer_missing(err, "messages");
+    if (api_new_prompts(r, 1, "messages", err)) return -1;
+
+    int32_t *ids = NULL; /* [n] */
+    struct error why;
+    int rc = engine_chat_encode(r->env->tokenizer, msgs, n_msgs, &ids, &n, &why);
+    if (rc == CFG_EINVAL) return api_fail(err, 400, "invalid_value", "messages", "%s", why.message);
+    if (rc) return api_fail(err, 500, NULL, "", "%s", why.message);
+
+    struct api_prompt *p = &r->prompts[0];
+    rc = api_fit_prompt(r, p, n, "messages", err);
+    int32_t *copy = rc ? NULL : cfg_arena_alloc(r->arena, n * sizeof *copy);
+    if (copy) {
+        memcpy(copy, ids, n * sizeof *copy);
+        p->ids = copy;
+        p->n = n;
+    } else if (!rc) {
+        rc = api_no_memory(err);
+    }
+    free(ids);
+    return rc;
+}

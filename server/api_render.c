@@ -1,0 +1,321 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// api_render.c: the JSON of answers, written as prefix, escaped text, suffix: a chunk is made for
+// every token of every stream. Buffers latch a failed allocation, which the caller checks once.
+// Loop thread.
+#include "server/api_request.h"
+
+#include <math.h>
+#include <string.h>
+
+// JSON has no -inf: the value that OpenAI documents for an impossible token.
+#define LOGPROB_MIN (-9999.0)
+
+size_t api_count_chars(const char *s, size_t n)
+{
+    size_t count = 0;
+    for (size_t i = 0; i < n; i++) count += ((unsigned char)s[i] & 0xC0) != 0x80;
+    return count;
+}
+
+/* ---- one token ------------------------------------------------------------------------------- */
+
+size_t api_token_bytes(const struct api_request *r, int32_t id, char out[API_TOKEN_BYTES_MAX])
+{
+    if (!r->env->tokenizer) return 0;
+    size_t n = engine_token_bytes(r->env->tokenizer, id, out, API_TOKEN_BYTES_MAX);
+    return n < API_TOKEN_BYTES_MAX ? n : API_TOKEN_BYTES_MAX;
+}
+
+size_t api_token_text(const struct api_request *r, int32_t id, char out[API_TOKEN_BYTES_MAX])
+{
+    size_t n = api_token_bytes(r, id, out);
+    if (n > 0 || r->skip_special_tokens || !r->env->tokenizer) return n;
+    const char *piece = engine_token_piece(r->env->tokenizer, id);
+    n = strnlen(piece, API_TOKEN_BYTES_MAX);
+    memcpy(out, piece, n);
+    return n;
+}
+
+/* A token's name: its text; bytes that are no whole characters as \xE2 escapes (a completion says
+ * "bytes:" in front, as its keys have no other place for it); the spelling of a control token. */
+static void token_name(const struct api_request *r, int32_t id, struct cfg_buf *out)
+{
+    char bytes[API_TOKEN_BYTES_MAX];
+    size_t n = api_token_bytes(r, id, bytes);
+    if (n == 0) {
+        const char *piece = r->env->tokenizer ? engine_token_piece(r->env->tokenizer, id) : "";
+        if (*piece)
+            cfg_buf_json_string(out, piece, strlen(piece));
+        else
+            cfg_buf_printf(out, "\"token_id:%d\"", (int)id);
+    } else if (cfg_utf8_valid(bytes, n)) {
+        cfg_buf_json_string(out, bytes, n);
+    } else {
+        cfg_buf_puts(out, r->kind == API_CHAT ? "\"" : "\"bytes:");
+        for (size_t i = 0; i < n; i++)
+            cfg_buf_printf(out, "\\\\x%02x", (unsigned)(unsigned char)bytes[i]);
+        cfg_buf_puts(out, "\"");
+    }
+}
+
+static void comma(struct cfg_buf *out)
+{
+    if (out->len > 0) cfg_buf_puts(out, ",");
+}
+
+static void value(struct cfg_buf *out, float logprob)
+{
+    cfg_buf_printf(out, "%.9g", isfinite(logprob) ? (double)logprob : LOGPROB_MIN);
+}
+
+/* "token":..,"logprob":..,"bytes":.. */
+static void chat_token(const struct api_request *r, int32_t id, float logprob, struct cfg_buf *out)
+{
+    cfg_buf_puts(out, "{\"token\":");
+    token_name(r, id, out);
+    cfg_buf_puts(out, ",\"logprob\":");
+    value(out, logprob);
+    char bytes[API_TOKEN_BYTES_MAX];
+    size_t n = api_token_bytes(r, id, bytes);
+    cfg_buf_puts(out, n ? ",\"bytes\":[" : ",\"bytes\":null");
+    for (size_t i = 0; i < n; i++)
+        cfg_buf_printf(out, i ? ",%u" : "%u", (unsigned)(unsigned char)bytes[i]);
+    if (n) cfg_buf_puts(out, "]");
+}
+
+static int n_top(const struct api_request *r, const struct engine_result *res)
+{
+    return res->n_top < r->sampling.n_logprobs ? res->n_top : r->sampling.n_logprobs;
+}
+
+static void add_chat(const struct api_request *r, struct cfg_buf *out,
+                     const struct engine_result *res)
+{
+    comma(out);
+    chat_token(r, res->token, res->logprob, out);
+    cfg_buf_puts(out, ",\"top_logprobs\":[");
+    for (int i = 0; i < n_top(r, res); i++) {
+        if (i) cfg_buf_puts(out, ",");
+        chat_token(r, res->top[i].id, res->top[i].logprob, out);
+        cfg_buf_puts(out, "}");
+    }
+    cfg_buf_puts(out, "]}");
+}
+
+/* A byte piece and an ordinary one may have the same text: an object can't hold both. */
+static bool same_name(const struct api_request *r, int32_t a, int32_t b)
+{
+    char x[API_TOKEN_BYTES_MAX], y[API_TOKEN_BYTES_MAX];
+    size_t n = api_token_bytes(r, a, x);
+    return a == b || (n > 0 && n == api_token_bytes(r, b, y) && !memcmp(x, y, n));
+}
+
+/* The likeliest tokens, and the sampled one where it is not among them. */
+static void add_top_object(const struct api_request *r, struct cfg_buf *out,
+                           const struct engine_result *res)
+{
+    struct engine_top all[ENGINE_MAX_TOP + 1];
+    int n = 0, candidates = n_top(r, res);
+    cfg_buf_puts(out, "{");
+    for (int i = 0; i <= candidates; i++) {
+        struct engine_top t = i < candidates
+                                  ? res->top[i]
+                                  : (struct engine_top){.id = res->token, .logprob = res->logprob};
+        bool twice = false;
+        for (int k = 0; k < n && !twice; k++) twice = same_name(r, all[k].id, t.id);
+        if (twice) continue;
+        if (n) cfg_buf_puts(out, ",");
+        token_name(r, t.id, out);
+        cfg_buf_puts(out, ":");
+        value(out, t.logprob);
+        all[n++] = t;
+    }
+    cfg_buf_puts(out, "}");
+}
+
+void api_logprobs_add(const struct api_request *r, struct api_logprobs *lp,
+                      const struct engine_result *result, size_t offset, bool unknown)
+{
+    if (r->kind == API_CHAT) {
+        add_chat(r, &lp->tokens, result);
+        return;
+    }
+    comma(&lp->tokens);
+    token_name(r, result->token, &lp->tokens);
+    comma(&lp->offsets);
+    cfg_buf_printf(&lp->offsets, "%zu", offset);
+    comma(&lp->values);
+    comma(&lp->tops);
+    if (unknown) {
+        cfg_buf_puts(&lp->values, "null");
+        cfg_buf_puts(&lp->tops, "null");
+        return;
+    }
+    value(&lp->values, result->logprob);
+    add_top_object(r, &lp->tops, result);
+}
+
+void api_ids_add(struct cfg_buf *ids, int32_t id)
+{
+    comma(ids);
+    cfg_buf_printf(ids, "%d", (int)id);
+}
+
+/* ---- parts of a choice ----------------------------------------------------------------------- */
+
+static void list(struct cfg_buf *out, const char *before, const struct cfg_buf *items)
+{
+    cfg_buf_puts(out, before);
+    cfg_buf_puts(out, "[");
+    if (items->len) cfg_buf_append(out, items->data, items->len);
+    cfg_buf_puts(out, "]");
+}
+
+/* ,"logprobs":... ; a chunk that covers no token says null. */
+static void logprobs(const struct api_request *r, const struct api_logprobs *lp,
+                     struct cfg_buf *out)
+{
+    if (r->sampling.n_logprobs < 0 || (r->stream && lp->tokens.len == 0)) {
+        cfg_buf_puts(out, ",\"logprobs\":null");
+        return;
+    }
+    if (r->kind == API_CHAT) {
+        list(out, ",\"logprobs\":{\"content\":", &lp->tokens);
+        cfg_buf_puts(out, ",\"refusal\":null}");
+        return;
+    }
+    list(out, ",\"logprobs\":{\"tokens\":", &lp->tokens);
+    list(out, ",\"token_logprobs\":", &lp->values);
+    if (r->sampling.n_logprobs > 0)
+        list(out, ",\"top_logprobs\":", &lp->tops);
+    else
+        cfg_buf_puts(out, ",\"top_logprobs\":null");
+    list(out, ",\"text_offset\":", &lp->offsets);
+    cfg_buf_puts(out, "}");
+}
+
+static void prompt_ids(const struct api_prompt *p, struct cfg_buf *out)
+{
+    cfg_buf_puts(out, ",\"prompt_token_ids\":[");
+    for (size_t k = 0; k < p->n; k++) cfg_buf_printf(out, k ? ",%d" : "%d", (int)p->ids[k]);
+    cfg_buf_puts(out, "]");
+}
+
+/* What follows a choice's text or delta. A completion names the prompt's ids per choice, as one
+ * request may have several prompts. */
+static void choice_end(const struct api_request *r, size_t i, const char *finish, bool first,
+                       struct cfg_buf *out)
+{
+    const struct api_choice *c = &r->choices[i];
+    logprobs(r, &c->lp, out);
+    if (finish)
+        cfg_buf_printf(out, ",\"finish_reason\":\"%s\"", finish);
+    else
+        cfg_buf_puts(out, ",\"finish_reason\":null");
+    if (r->return_token_ids) {
+        list(out, ",\"token_ids\":", &c->ids);
+        if (first && r->kind == API_COMPLETION) prompt_ids(&r->prompts[i / r->n], out);
+    }
+    cfg_buf_puts(out, "}");
+}
+
+static void usage(const struct api_request *r, struct cfg_buf *out)
+{
+    size_t prompt = api_prompt_tokens(r), completion = api_completion_tokens(r);
+    cfg_buf_printf(out,
+                   ",\"usage\":{\"prompt_tokens\":%zu,\"completion_tokens\":%zu,"
+                   "\"total_tokens\":%zu,\"prompt_tokens_details\":{\"cached_tokens\":0}}",
+                   prompt, completion, prompt + completion);
+}
+
+void api_render_head(struct api_request *r)
+{
+    const char *object = r->kind == API_COMPLETION ? "text_completion"
+                         : r->stream               ? "chat.completion.chunk"
+                                                   : "chat.completion";
+    const char *model = r->env->model_name;
+    cfg_buf_printf(&r->head, "{\"id\":\"%s\",\"object\":\"%s\",\"created\":%lld,\"model\":", r->id,
+                   object, (long long)r->created);
+    cfg_buf_json_string(&r->head, model, strlen(model));
+    cfg_buf_puts(&r->head,
+                 ",\"system_fingerprint\":\"openmoed-" OPENMOED_VERSION "\",\"choices\":[");
+}
+
+/* ---- event stream ---------------------------------------------------------------------------- */
+
+static void chunk_begin(const struct api_request *r, struct cfg_buf *out)
+{
+    cfg_buf_puts(out, "data: ");
+    cfg_buf_append(out, r->head.data, r->head.len);
+}
+
+static void chunk_end(const struct api_request *r, struct cfg_buf *out)
+{
+    cfg_buf_puts(out, r->include_usage ? ",\"usage\":null}\n\n" : "}\n\n");
+}
+
+void api_begin(struct api_request *r, struct cfg_buf *out)
+{
+    if (!r->stream || r->kind != API_CHAT) return;
+    for (size_t i = 0; i < api_n_jobs(r); i++) {
+        chunk_begin(r, out);
+        cfg_buf_printf(out,
+                       "{\"index\":%zu,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},"
+                       "\"logprobs\":null,\"finish_reason\":null}]",
+                       i);
+        if (i == 0 && r->return_token_ids) prompt_ids(&r->prompts[0], out);
+        chunk_end(r, out);
+    }
+}
+
+void api_render_chunk(struct api_request *r, size_t i, const char *text, size_t n,
+                      const char *finish, struct cfg_buf *out)
+{
+    struct api_choice *c = &r->choices[i];
+    chunk_begin(r, out);
+    cfg_buf_printf(out, "{\"index\":%zu", i);
+    if (r->kind == API_CHAT && finish) {
+        cfg_buf_puts(out, ",\"delta\":{}");
+    } else {
+        cfg_buf_puts(out, r->kind == API_CHAT ? ",\"delta\":{\"content\":" : ",\"text\":");
+        cfg_buf_json_string(out, text, n);
+        if (r->kind == API_CHAT) cfg_buf_puts(out, "}");
+    }
+    choice_end(r, i, finish, !c->sent, out);
+    cfg_buf_puts(out, "]");
+    chunk_end(r, out);
+    c->sent = true;
+    c->lp.tokens.len = c->lp.values.len = c->lp.tops.len = c->lp.offsets.len = c->ids.len = 0;
+}
+
+void api_render_stream_end(const struct api_request *r, struct cfg_buf *out)
+{
+    if (r->include_usage) {
+        chunk_begin(r, out);
+        cfg_buf_puts(out, "]");
+        usage(r, out);
+        cfg_buf_puts(out, "}\n\n");
+    }
+    cfg_buf_puts(out, "data: [DONE]\n\n");
+}
+
+/* ---- whole answer ---------------------------------------------------------------------------- */
+
+void api_body(struct api_request *r, struct cfg_buf *out)
+{
+    cfg_buf_append(out, r->head.data, r->head.len);
+    for (size_t i = 0; i < api_n_jobs(r); i++) {
+        struct api_choice *c = &r->choices[i];
+        cfg_buf_printf(out, i ? ",{\"index\":%zu" : "{\"index\":%zu", i);
+        cfg_buf_puts(out, r->kind == API_CHAT ? ",\"message\":{\"role\":\"assistant\",\"content\":"
+                                              : ",\"text\":");
+        cfg_buf_json_string(out, c->text.len ? c->text.data : "", c->text.len);
+        if (r->kind == API_CHAT) cfg_buf_puts(out, ",\"refusal\":null}");
+        choice_end(r, i, c->finish, true, out);
+    }
+    cfg_buf_puts(out, "]");
+    usage(r, out);
+    if (r->kind == API_CHAT && r->return_token_ids) prompt_ids(&r->prompts[0], out);
+    cfg_buf_puts(out, "}");
+}

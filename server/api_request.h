@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// api_request.h (private to server/api_*.c): a checked request and the state of its answer. What
+// parsing makes lives in the request's arena, the struct itself included; what grows while tokens
+// arrive (text, log-probabilities) lives in buffers that api_request_free frees too, bounded by
+// max_new tokens. One thread at a time: the parsing one, then the loop thread.
+#ifndef OPENMOED_API_REQUEST_H
+#define OPENMOED_API_REQUEST_H
+
+#include "server/api_fields.h"
+
+#define API_MAX_N           16
+#define API_MAX_STOPS       16
+#define API_MAX_STOP_BYTES  1024
+#define API_MAX_STOP_IDS    256
+#define API_TOKEN_BYTES_MAX 256
+
+struct api_prompt {
+    const int32_t *ids; /* [n], n >= 1 */
+    size_t n;
+    int max_new;      /* tokens to generate at most */
+    bool empty;       /* nothing but the start token */
+    const char *text; /* echo: the text repeated before the answer; else NULL */
+    size_t text_len;
+};
+
+/* JSON of log-probabilities: the list elements, without brackets. Chat uses `tokens` alone, for
+ * whole entries; a completion has four parallel lists. */
+struct api_logprobs {
+    struct cfg_buf tokens, values, tops, offsets;
+};
+
+/* A generated token whose text has not been shown yet. */
+struct api_held {
+    struct engine_result result;
+    size_t start;  /* bytes of generated text before it */
+    size_t offset; /* characters of the answer's text before it */
+    bool end;      /* an end token: an id, but no text and no log-probability */
+};
+
+struct api_choice {
+    struct engine_detok *detok; /* NULL without a tokenizer */
+    struct cfg_buf held;        /* of struct api_held, oldest first */
+    struct api_logprobs lp;     /* whole: all so far; streamed: of the next chunk */
+    struct cfg_buf ids;         /* the same for token_ids: "1,2,3" */
+    struct cfg_buf text;        /* whole only */
+    size_t pushed, shown;       /* bytes of generated text: made, and released by the detokeniser */
+    size_t chars;               /* characters (code points) before the next token */
+    size_t n_generated;
+    bool begun;         /* the echo has been put out */
+    bool sent;          /* streamed: a chunk of this choice went out */
+    const char *finish; /* static; NULL until the choice is finished */
+};
+
+struct api_request {
+    struct cfg_arena *arena; /* holds this struct too */
+    const struct api_env *env;
+    enum api_kind kind;
+    char id[48];
+    int64_t created;
+    struct cfg_buf head; /* of every chunk or body: {"id": ... "choices":[ */
+
+    bool stream, include_usage, echo, return_token_ids;
+    bool skip_special_tokens, include_stop, ignore_eos;
+    bool seed_given, max_given;
+    int64_t max_tokens;              /* when max_given */
+    const char *max_name;            /* the field it came from */
+    struct engine_sampling sampling; /* all but the seed of a choice */
+    const char **stops;              /* [n_stops] */
+    size_t n_stops;
+
+    struct api_prompt *prompts; /* [n_prompts] */
+    size_t n_prompts;
+    size_t n; /* choices of each prompt */
+
+    struct api_choice *choices; /* [n_prompts * n] */
+    size_t n_finished;
+};
+
+/* ---- parsing (api_request.c, api_chat.c, api_completion.c) ----------------------------------- */
+
+/* The fields of one endpoint beyond the shared ones. */
+extern const struct api_field api_chat_fields[];
+extern const struct api_field api_completion_fields[];
+int api_read_chat(struct api_request *r, const cJSON *root, struct api_error *err) CFG_WARN_UNUSED;
+int api_read_completion(struct api_request *r, const cJSON *root,
+                        struct api_error *err) CFG_WARN_UNUSED;
+/* Room for n prompts, each with r->n choices; `param` is the field to blame for too many. */
+int api_new_prompts(struct api_request *r, size_t n, const char *param,
+                    struct api_error *err) CFG_WARN_UNUSED;
+/* Checks n tokens against the context and sets p->max_new. `param` is the field that holds the
+ * prompt. */
+int api_fit_prompt(const struct api_request *r, struct api_prompt *p, size_t n, const char *param,
+                   struct api_error *err) CFG_WARN_UNUSED;
+int api_tokenizer_missing(struct api_error *err, const char *param);
+
+/* ---- rendering (api_render.c) ---------------------------------------------------------------- */
+
+/* The bytes one id stands for: none for control ids or without a tokenizer. Returns how many. */
+size_t api_token_bytes(const struct api_request *r, int32_t id, char out[API_TOKEN_BYTES_MAX]);
+/* The text one id adds to an answer. Returns its length. */
+size_t api_token_text(const struct api_request *r, int32_t id, char out[API_TOKEN_BYTES_MAX]);
+size_t api_count_chars(const char *s, size_t n);
+/* Adds one token; `unknown` for the first of a prompt, which nothing predicts. */
+void api_logprobs_add(const struct api_request *r, struct api_logprobs *lp,
+                      const struct engine_result *result, size_t offset, bool unknown);
+void api_ids_add(struct cfg_buf *ids, int32_t id);
+void api_render_head(struct api_request *r);
+/* One chunk of choice i with what has gathered in its lp and ids, which it empties. A finish_reason
+ * comes with an empty delta. */
+void api_render_chunk(struct api_request *r, size_t i, const char *text, size_t n,
+                      const char *finish, struct cfg_buf *out);
+void api_render_stream_end(const struct api_request *r, struct cfg_buf *out);
+
+#endif

@@ -1,0 +1,294 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// generate.c: joins a parsed request to the scheduler. Its jobs get consecutive ids, so that the
+// choice an event belongs to is a difference; a hash table leads from the id to the request. An id
+// leaves the table when its job is done, ended by a stop string, or given up: events that still
+// come for it find nobody and are dropped. No reply is queued before the first event, so that a
+// job that fails at once is still a real HTTP error.
+#include "server/http.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- id -> request */
+
+static size_t slot_of(const struct job_table *t, uint64_t id)
+{
+    return (size_t)((id * 0x9E3779B97F4A7C15u) >> 32) & (t->capacity - 1);
+}
+
+static int job_reserve(struct job_table *t, size_t more)
+{
+    size_t capacity = t->capacity > 0 ? t->capacity : 64;
+    while (capacity < 2 * (t->used + more)) capacity *= 2;
+    if (capacity == t->capacity) return 0;
+    struct job_table bigger = {
+        .slots = calloc(capacity, sizeof *bigger.slots), .capacity = capacity, .used = t->used};
+    if (bigger.slots == NULL) return -1;
+    for (size_t i = 0; i < t->capacity; i++) {
+        if (t->slots[i].id == 0) continue;
+        size_t j = slot_of(&bigger, t->slots[i].id);
+        while (bigger.slots[j].id != 0) j = (j + 1) & (capacity - 1);
+        bigger.slots[j] = t->slots[i];
+    }
+    free(t->slots);
+    *t = bigger;
+    return 0;
+}
+
+/* Room was reserved. */
+static void job_add(struct job_table *t, uint64_t id, struct request *r)
+{
+    size_t i = slot_of(t, id);
+    while (t->slots[i].id != 0) i = (i + 1) & (t->capacity - 1);
+    t->slots[i] = (struct job_slot){id, r};
+    t->used++;
+}
+
+static struct job_slot *job_find(struct job_table *t, uint64_t id)
+{
+    if (t->capacity == 0) return NULL;
+    for (size_t i = slot_of(t, id); t->slots[i].id != 0; i = (i + 1) & (t->capacity - 1))
+        if (t->slots[i].id == id) return &t->slots[i];
+    return NULL;
+}
+
+/* Closes the gap, so that no search ends early: a later entry moves up unless its own place lies
+ * between the gap and where it is. */
+static void job_remove(struct job_table *t, uint64_t id)
+{
+    struct job_slot *slot = job_find(t, id);
+    if (slot == NULL) return;
+    const size_t mask = t->capacity - 1;
+    size_t gap = (size_t)(slot - t->slots);
+    for (size_t i = (gap + 1) & mask; t->slots[i].id != 0; i = (i + 1) & mask) {
+        if (((i - slot_of(t, t->slots[i].id)) & mask) < ((i - gap) & mask)) continue;
+        t->slots[gap] = t->slots[i];
+        gap = i;
+    }
+    t->slots[gap] = (struct job_slot){0};
+    t->used--;
+}
+
+void generate_job_table_free(struct job_table *t)
+{
+    free(t->slots);
+    *t = (struct job_table){0};
+}
+
+/* ---- begin and end */
+
+void generate_parse_chat(struct request *r)
+{
+    (void)!api_parse(&r->api, API_CHAT, r->body.data, r->body.len, &r->server->env, &r->error);
+}
+
+void generate_parse_completion(struct request *r)
+{
+    (void)!api_parse(&r->api, API_COMPLETION, r->body.data, r->body.len, &r->server->env,
+                     &r->error);
+}
+
+static int refused(struct api_error *out, const struct error *err)
+{
+    switch (err->code) {
+    case CFG_EFULL:
+        return api_fail(out, 429, "queue_full", NULL, "%s", err->message);
+    case CFG_ECLOSED:
+        return api_fail(out, 503, NULL, NULL, "%s", err->message);
+    case CFG_EINVAL:
+        return api_fail(out, 400, NULL, NULL, "%s", err->message);
+    default:
+        return api_fail(out, 500, NULL, NULL, "%s", err->message);
+    }
+}
+
+static int submit(struct request *r)
+{
+    struct server *s = r->server;
+    struct error err = {0};
+    const size_t n = api_n_jobs(r->api);
+    struct sched_job *jobs = calloc(n, sizeof *jobs);
+    r->last_token = calloc(n, sizeof *r->last_token);
+    if (jobs == NULL || r->last_token == NULL || job_reserve(&s->jobs, n) != 0) {
+        free(jobs);
+        return api_fail(&r->error, 500, NULL, NULL, "out of memory");
+    }
+    for (size_t i = 0; i < n; i++) api_job(r->api, i, s->next_job + i, &jobs[i]);
+    int rc = sched_submit_all(s->sched, jobs, n, &err);
+    free(jobs);
+    if (rc != CFG_OK) return refused(&r->error, &err);
+    r->first_job = s->next_job;
+    r->n_jobs = r->jobs_left = n;
+    s->next_job += n;
+    for (size_t i = 0; i < n; i++) job_add(&s->jobs, r->first_job + i, r);
+    return 0;
+}
+
+void generate_start(struct request *r, const char *url)
+{
+    (void)url;
+    cfg_buf_free(&r->body);
+    if (r->error.status == 0 && stream_watch(r) != 0)
+        api_fail(&r->error, 500, NULL, NULL, "the connection cannot be watched");
+    if (r->error.status == 0 && submit(r) == 0) {
+        r->accepted = true;
+        r->phase = REQUEST_WAITING;
+        cfg_log(CFG_LOG_DEBUG, "accepted: request=%s id=%s prompt_tokens=%zu choices=%zu", r->id,
+                api_request_id(r->api), api_prompt_tokens(r->api), r->n_jobs);
+        return;
+    }
+    r->server->metrics.requests[METRICS_REJECTED]++;
+    stream_unwatch(r);
+    request_fail(r, &r->error);
+}
+
+static void drop_jobs(struct request *r)
+{
+    for (size_t i = 0; i < r->n_jobs && r->jobs_left > 0; i++) {
+        if (job_find(&r->server->jobs, r->first_job + i) == NULL) continue;
+        sched_cancel(r->server->sched, r->first_job + i);
+        job_remove(&r->server->jobs, r->first_job + i);
+        r->jobs_left--;
+    }
+}
+
+/* Every accepted request is counted once, when nothing of it runs any more. */
+static void settle(struct request *r, enum metrics_outcome outcome)
+{
+    static const char *const names[] = {"stop", "length", "cancelled", "error", "rejected"};
+    if (!r->accepted || r->counted) return;
+    const double seconds = cfg_now() - r->began;
+    r->counted = true;
+    r->server->metrics.requests[outcome]++;
+    metrics_observe(&r->server->metrics.duration, seconds, 1);
+    cfg_log(CFG_LOG_INFO,
+            "request: id=%s outcome=%s stream=%d prompt_tokens=%zu completion_tokens=%zu "
+            "seconds=%.3f",
+            r->id, names[outcome], api_is_stream(r->api), api_prompt_tokens(r->api),
+            api_completion_tokens(r->api), seconds);
+}
+
+void generate_end(struct request *r)
+{
+    drop_jobs(r);
+    settle(r, METRICS_CANCELLED);
+}
+
+/* ---- events */
+
+static void fail_generation(struct request *r, const struct api_error *err)
+{
+    drop_jobs(r);
+    settle(r, METRICS_ERROR);
+    if (r->phase == REQUEST_WAITING) {
+        request_fail(r, err);
+        return;
+    }
+    api_error_event(err, &r->out);
+    r->stream_ended = true;
+}
+
+static void finish_generation(struct request *r)
+{
+    drop_jobs(r);
+    settle(r, r->outcome);
+    if (r->phase != REQUEST_WAITING) {
+        r->stream_ended = true;
+        return;
+    }
+    struct cfg_buf body = {0};
+    api_body(r->api, &body);
+    request_reply(r, 200, "application/json", &body);
+}
+
+/* The worst of the choices' ends is the request's. */
+static void note_outcome(struct request *r, const struct sched_event *ev)
+{
+    if (ev->finish == SCHED_LENGTH && r->outcome < METRICS_LENGTH) r->outcome = METRICS_LENGTH;
+    if (ev->finish == SCHED_CANCELLED) r->outcome = METRICS_CANCELLED;
+    if (ev->finish == SCHED_ERROR) r->outcome = METRICS_ERROR;
+}
+
+static void note_times(struct request *r, size_t choice, const struct sched_event *ev)
+{
+    struct metrics *m = &r->server->metrics;
+    double *last = &r->last_token[choice];
+    if (*last == 0 && ev->kind != SCHED_PROMPT_SCORE) metrics_observe(&m->queue, ev->queued_s, 1);
+    if (ev->kind == SCHED_TOKEN) {
+        if (*last > 0)
+            metrics_observe(&m->inter_token, ev->time - *last, 1);
+        else
+            metrics_observe(&m->first_token, cfg_now() - r->began, 1);
+    }
+    if (*last == 0 && ev->kind != SCHED_PROMPT_SCORE) *last = ev->time;
+    if (ev->kind == SCHED_TOKEN) *last = ev->time;
+}
+
+static void note_unsent(struct request *r, const struct sched_event *ev, size_t before)
+{
+    if (ev->kind != SCHED_TOKEN || r->out.len == before) return;
+    if (r->unsent_tokens++ == 0) r->unsent_since = ev->time;
+}
+
+static void take_event(struct request *r, const struct sched_event *ev)
+{
+    struct api_error err = {0};
+    const size_t choice = (size_t)(ev->id - r->first_job);
+    bool cancel = false;
+
+    note_times(r, choice, ev);
+    if (ev->kind == SCHED_DONE) {
+        job_remove(&r->server->jobs, ev->id);
+        r->jobs_left--;
+        note_outcome(r, ev);
+    }
+    /* What was sent is dropped here, not in the reader, so that the buffer is moved seldom. */
+    if (r->out_sent > 0) {
+        memmove(r->out.data, r->out.data + r->out_sent, r->out.len - r->out_sent);
+        r->out.len -= r->out_sent;
+        r->out_sent = 0;
+    }
+    const size_t before = r->out.len;
+    const bool begins = r->phase == REQUEST_WAITING && api_is_stream(r->api) && before == 0;
+    if (begins) api_begin(r->api, &r->out);
+    if (api_event(r->api, choice, ev, &r->out, &cancel, &err) != 0) {
+        fail_generation(r, &err);
+        return;
+    }
+    if (cancel && job_find(&r->server->jobs, ev->id) != NULL) {
+        sched_cancel(r->server->sched, ev->id);
+        job_remove(&r->server->jobs, ev->id);
+        r->jobs_left--;
+    }
+    note_unsent(r, ev, before);
+    if (begins) r->phase = REQUEST_STREAM;
+    if (api_finished(r->api)) finish_generation(r);
+}
+
+void generate_deliver(struct server *s)
+{
+    struct request *dirty = NULL;
+    sched_take(s->sched, &s->events);
+    for (size_t i = 0; i < s->events.n; i++) {
+        const struct sched_event *ev = &s->events.items[i];
+        const struct job_slot *slot = job_find(&s->jobs, ev->id);
+        if (slot == NULL) continue;
+        struct request *r = slot->request;
+        take_event(r, ev);
+        if (r->dirty) continue;
+        r->dirty = true;
+        r->next_dirty = dirty;
+        dirty = r;
+    }
+    /* Nothing is freed before the caller's pump: the list stays valid. */
+    for (struct request *r = dirty; r != NULL; r = r->next_dirty) {
+        r->dirty = false;
+        if (r->out.failed || r->out.len - r->out_sent > HTTP_MAX_OUTPUT) {
+            cfg_log(CFG_LOG_WARN, "request=%s: the client does not read, giving it up", r->id);
+            request_abort(r);
+        } else if (r->phase == REQUEST_READY || r->stream_ended || r->out.len > r->out_sent) {
+            if (r->phase != REQUEST_WAITING) request_resume(r);
+        }
+    }
+}

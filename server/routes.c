@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// routes.c: which handler answers which path, and the handlers that answer at once. The ones that
+// generate are in generate.c.
+#include "server/http.h"
+
+#include <string.h>
+
+static const char json_type[] = "application/json";
+
+static void reply_json(struct request *r, int status, const char *text)
+{
+    struct cfg_buf b = {0};
+    cfg_buf_puts(&b, text);
+    request_reply(r, status, json_type, &b);
+}
+
+static void handle_health(struct request *r, const char *url)
+{
+    (void)url;
+    switch (r->server->state) {
+    case SERVER_LOADING:
+        reply_json(r, 503, "{\"status\":\"loading\"}");
+        return;
+    case SERVER_DRAINING:
+        reply_json(r, 503, "{\"status\":\"draining\"}");
+        return;
+    case SERVER_READY:
+        break;
+    }
+    struct sched_stats st;
+    sched_stats(r->server->sched, &st);
+    if (st.state == SCHED_FAILED)
+        reply_json(r, 503, "{\"status\":\"failed\"}");
+    else
+        reply_json(r, 200, "{\"status\":\"ok\"}");
+}
+
+static void handle_version(struct request *r, const char *url)
+{
+    struct cfg_buf b = {0};
+    (void)url;
+    api_version(&b);
+    request_reply(r, 200, json_type, &b);
+}
+
+static void handle_metrics(struct request *r, const char *url)
+{
+    struct sched_stats st;
+    struct cfg_buf b = {0};
+    (void)url;
+    sched_stats(r->server->sched, &st);
+    metrics_render(&r->server->metrics, &st, r->server->env.info, &b);
+    request_reply(r, 200, "text/plain; version=0.0.4; charset=utf-8", &b);
+}
+
+static void handle_models(struct request *r, const char *url)
+{
+    struct cfg_buf b = {0};
+    (void)url;
+    api_models(&r->server->env, &b);
+    request_reply(r, 200, json_type, &b);
+}
+
+static void handle_model(struct request *r, const char *url)
+{
+    struct cfg_buf b = {0};
+    if (api_model(url + strlen(r->route->path), &r->server->env, &b, &r->error) == 0) {
+        request_reply(r, 200, json_type, &b);
+        return;
+    }
+    cfg_buf_free(&b);
+    request_fail(r, &r->error);
+}
+
+static void parse_tokenize(struct request *r)
+{
+    (void)!api_tokenize(r->body.data, r->body.len, &r->server->env, &r->reply, &r->error);
+}
+
+static void parse_detokenize(struct request *r)
+{
+    (void)!api_detokenize(r->body.data, r->body.len, &r->server->env, &r->reply, &r->error);
+}
+
+static void handle_parsed(struct request *r, const char *url)
+{
+    struct cfg_buf b = r->reply;
+    (void)url;
+    r->reply = (struct cfg_buf){0};
+    if (r->error.status == 0) {
+        request_reply(r, 200, json_type, &b);
+        return;
+    }
+    cfg_buf_free(&b);
+    request_fail(r, &r->error);
+}
+
+static const struct route routes[] = {
+    {"POST", "/v1/chat/completions", true, generate_parse_chat, generate_start},
+    {"POST", "/v1/completions", true, generate_parse_completion, generate_start},
+    {"POST", "/tokenize", true, parse_tokenize, handle_parsed},
+    {"POST", "/detokenize", true, parse_detokenize, handle_parsed},
+    {"GET", "/v1/models", true, NULL, handle_models},
+    {"GET", "/v1/models/", true, NULL, handle_model},
+    {"GET", "/health", false, NULL, handle_health},
+    {"GET", "/version", false, NULL, handle_version},
+    {"GET", "/metrics", false, NULL, handle_metrics},
+};
+
+static bool path_fits(const char *path, const char *url)
+{
+    const size_t n = strlen(path);
+    if (path[n - 1] == '/') return strncmp(url, path, n) == 0 && url[n] != '\0';
+    return strcmp(url, path) == 0;
+}
+
+const struct route *route_find(const char *method, const char *url, const char **allow)
+{
+    *allow = NULL;
+    for (size_t i = 0; i < sizeof routes / sizeof routes[0]; i++) {
+        const struct route *t = &routes[i];
+        if (!path_fits(t->path, url)) continue;
+        const bool get = strcmp(t->method, "GET") == 0;
+        if (strcmp(t->method, method) == 0 || (get && strcmp(method, "HEAD") == 0)) return t;
+        *allow = get ? "GET, HEAD" : t->method;
+    }
+    return NULL;
+}
