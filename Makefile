@@ -84,7 +84,75 @@ units: $(UNIT)
 benches: $(BENCH)
 fuzzers: $(FUZZ)
 
+# The daemon without looking for CUDA. There is one backend so far, so it is what `all` builds.
+cpu: $(BUILD)/openmoed
+
+# ---- run, test --------------------------------------------------------------------------------------
+
+run:
+	@deploy/packages.sh build
+	@$(MAKE) --no-print-directory -j$(JOBS) all
+	build/openmoed --model deploy/demo-model $(ARGS)
+
+# Every suite: unit, golden and integration; the unit suites again under ASan+UBSan and TSan, with
+# the integration tests against the ASan daemon; each fuzz target for FUZZ_SECONDS.
+test:
+	@deploy/packages.sh build test
+	@$(MAKE) --no-print-directory -j$(JOBS) all units
+	@$(MAKE) --no-print-directory check-units
+	@$(MAKE) --no-print-directory asan tsan fuzz
+	@$(MAKE) --no-print-directory check-integration
+
+JOBS         := $(shell nproc)
+FUZZ_SECONDS := 10
+
+check-units: units
+	@tests/run-units.sh $(BUILD)
+
+asan tsan:
+	@$(MAKE) --no-print-directory -j$(JOBS) VARIANT=$@ all units
+	@tests/run-units.sh build/$@
+
+fuzz:
+	@$(MAKE) --no-print-directory -j$(JOBS) VARIANT=fuzz fuzzers
+	@tests/run-fuzz.sh build/fuzz/fuzz $(FUZZ_SECONDS)
+
+check-integration: all build/venv/done
+	build/venv/bin/python -m pytest -q -p no:cacheprovider tests/integration
+
+build/venv/done: tests/integration/requirements.txt
+	python3 -m venv build/venv
+	build/venv/bin/pip install -q --disable-pip-version-check -r $<
+	@touch $@
+
+# ---- measure, look after ------------------------------------------------------------------------------
+
+bench: benches
+	build/bench/bench_engine --threads 2 --csv build/bench_engine.csv
+
+C_FILES := $(wildcard $(addsuffix /*.[ch],$(FOLDERS) tests/unit tests/bench tests/fuzz))
+
+lint:
+	@deploy/packages.sh build lint
+	clang-format --dry-run -Werror $(C_FILES)
+	cppcheck -q --std=c11 --enable=warning,portability --inline-suppr --error-exitcode=1 -I. $(filter %.c,$(SRCS))
+	clang-tidy --quiet --warnings-as-errors='*' $(filter %.c,$(SRCS)) -- -std=c11 -D_GNU_SOURCE -I. -mavx512f -mamx-tile -mamx-bf16
+
+format:
+	clang-format -i $(C_FILES)
+
+check: test lint
+
+PREFIX := /usr/local
+install: all
+	install -D -m 755 build/openmoed $(DESTDIR)$(PREFIX)/bin/openmoed
+	install -d $(DESTDIR)$(PREFIX)/share/openmoed/demo-model
+	install -m 644 deploy/demo-model/*.* $(DESTDIR)$(PREFIX)/share/openmoed/demo-model
+
+clean:
+	rm -rf build
+
 -include $(OBJS:.o=.d) $(patsubst %,$(BUILD)/obj/%.d,$(basename $(wildcard tests/*/*.c)) server/main)
 
-.PHONY: all units benches fuzzers
+.PHONY: all units benches fuzzers cpu run test check-units asan tsan fuzz check-integration bench lint format check install clean
 .SECONDARY:

@@ -71,7 +71,7 @@ static unsigned hex4(const struct scan *sc, size_t at)
     if (sc->n - at < 4) return NO_CHARACTER;
     unsigned value = 0;
     for (size_t i = at; i < at + 4; i++) {
-        int c = sc->s[i];
+        int c = (unsigned char)sc->s[i];
         if (is_digit(c))
             value = value * 16 + (unsigned)(c - '0');
         else if ((c | 0x20) >= 'a' && (c | 0x20) <= 'f')

@@ -22,11 +22,12 @@ struct flags {
     int at; /* index of the next word */
 };
 
-/* Takes one flag with its value (NULL for --help and --version). 1, 0 at the end, or an error. */
+/* Takes one flag with its value (NULL for --help and --version). *o is NULL at the end. */
 static int next_flag(struct flags *f, const struct option **o, const char **value,
                      struct error *err)
 {
-    if (f->at >= f->argc) return 0;
+    *o = NULL;
+    if (f->at >= f->argc) return CFG_OK;
     const char *word = f->argv[f->at++];
     if (word[0] != '-')
         return cfg_fail(err, CFG_EINVAL, "\"%.80s\": unexpected argument, see --help", word);
@@ -41,13 +42,13 @@ static int next_flag(struct flags *f, const struct option **o, const char **valu
     if ((*o)->kind == OPTION_HELP || (*o)->kind == OPTION_VERSION) {
         *value = NULL;
         if (inline_value) return cfg_fail(err, CFG_EINVAL, "--%s: takes no value", (*o)->name);
-        return 1;
+        return CFG_OK;
     }
     *value = inline_value;
     if (!*value && f->at < f->argc && strncmp(f->argv[f->at], "--", 2) != 0)
         *value = f->argv[f->at++];
     if (!*value) return cfg_fail(err, CFG_EINVAL, "--%s: the value is missing", (*o)->name);
-    return 1;
+    return CFG_OK;
 }
 
 static int print_and_exit(const struct option *o, struct error *err)
@@ -70,10 +71,10 @@ static int print_and_exit(const struct option *o, struct error *err)
 static int scan_flags(int argc, char *const *argv, const char **config, struct error *err)
 {
     struct flags f = {.argc = argc, .argv = argv, .at = 1};
-    const struct option *o = NULL;
-    const char *value = NULL;
+    const struct option *o;
+    const char *value;
     int rc;
-    while ((rc = next_flag(&f, &o, &value, err)) > 0) {
+    while ((rc = next_flag(&f, &o, &value, err)) == CFG_OK && o) {
         if (!value) return print_and_exit(o, err);
         if (o->kind == OPTION_CONFIG) *config = value;
     }
@@ -83,10 +84,10 @@ static int scan_flags(int argc, char *const *argv, const char **config, struct e
 static int apply_flags(struct cfg_options *opt, int argc, char *const *argv, struct error *err)
 {
     struct flags f = {.argc = argc, .argv = argv, .at = 1};
-    const struct option *o = NULL;
-    const char *value = NULL;
+    const struct option *o;
+    const char *value;
     int rc;
-    while ((rc = next_flag(&f, &o, &value, err)) > 0) {
+    while ((rc = next_flag(&f, &o, &value, err)) == CFG_OK && o) {
         rc = cfg_option_set(opt, o, value, err);
         if (rc != CFG_OK) return cfg_fail(err, rc, "--%s: %s", o->name, err->message);
     }

@@ -74,6 +74,33 @@ static void show(struct api_request *r, size_t i, const char *text, size_t n, st
         api_render_chunk(r, i, text, n, NULL, out);
 }
 
+/* One token of the prompt: the first is predicted by nothing. */
+static void add_prompt_token(struct api_request *r, size_t i, const struct engine_result *result,
+                             bool first)
+{
+    struct api_choice *c = &r->choices[i];
+    const struct api_prompt *p = &r->prompts[i / r->n];
+    api_logprobs_add(r, &c->lp, result, c->chars, first);
+    char text[API_TOKEN_BYTES_MAX];
+    size_t n = api_token_bytes(r, result->token, text);
+    // The text has no space where the tokenizer puts one in front of the first word.
+    size_t skip = c->chars == 0 && n > 0 && text[0] == ' ' && p->text_len > 0 && p->text[0] != ' ';
+    c->chars += api_count_chars(text + skip, n - skip);
+}
+
+static void add_first_token(struct api_request *r, size_t i)
+{
+    struct engine_result first = {.token = r->prompts[i / r->n].ids[0]};
+    add_prompt_token(r, i, &first, true);
+}
+
+static void prompt_score(struct api_request *r, size_t i, const struct sched_event *ev)
+{
+    if (!r->echo || r->sampling.n_logprobs < 0 || r->choices[i].begun) return;
+    if (ev->position == 1) add_first_token(r, i);
+    add_prompt_token(r, i, &ev->result, false);
+}
+
 /* The echo: known from the start, but it goes out with the log-probabilities of the prompt. */
 static void begin(struct api_request *r, size_t i, struct cfg_buf *out)
 {
@@ -82,32 +109,13 @@ static void begin(struct api_request *r, size_t i, struct cfg_buf *out)
     c->begun = true;
     if (!r->echo) return;
     const struct api_prompt *p = &r->prompts[i / r->n];
-    if (r->sampling.n_logprobs >= 0 && p->n == 1) {
-        struct engine_result first = {.token = p->ids[0]};
-        api_logprobs_add(r, &c->lp, &first, 0, true);
-    }
+    if (r->sampling.n_logprobs >= 0 && p->n == 1) add_first_token(r, i);
+    // What the tokens add up to may differ from the text where the tokenizer normalised it.
     c->chars = api_count_chars(p->text, p->text_len);
     if (r->stream)
         api_render_chunk(r, i, p->text, p->text_len, NULL, out);
     else
         cfg_buf_append(&c->text, p->text, p->text_len);
-}
-
-static void prompt_score(struct api_request *r, size_t i, const struct sched_event *ev)
-{
-    struct api_choice *c = &r->choices[i];
-    const struct api_prompt *p = &r->prompts[i / r->n];
-    if (c->begun || r->sampling.n_logprobs < 0 || ev->position == 0 || ev->position >= p->n) return;
-    if (ev->position == 1) {
-        struct engine_result first = {.token = p->ids[0]};
-        api_logprobs_add(r, &c->lp, &first, 0, true);
-    }
-    api_logprobs_add(r, &c->lp, &ev->result, c->chars, false);
-    char text[API_TOKEN_BYTES_MAX];
-    size_t n = api_token_bytes(r, ev->result.token, text);
-    // The text has no space where the tokenizer puts one in front of the first word.
-    size_t skip = c->chars == 0 && n > 0 && text[0] == ' ' && p->text_len > 0 && p->text[0] != ' ';
-    c->chars += api_count_chars(text + skip, n - skip);
 }
 
 static void finish(struct api_request *r, size_t i, const char *reason, bool cut,

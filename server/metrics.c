@@ -82,7 +82,7 @@ static void histogram(struct cfg_buf *out, const char *name, const struct metric
     }
     below += h->counts[h->n_bounds];
     cfg_buf_printf(out, "openmoed_%s_bucket{le=\"+Inf\"} %llu\n", name, (unsigned long long)below);
-    cfg_buf_printf(out, "openmoed_%s_sum %.9g\nopenmoed_%s_count %llu\n", name, h->sum, name,
+    cfg_buf_printf(out, "openmoed_%s_sum %.12g\nopenmoed_%s_count %llu\n", name, h->sum, name,
                    (unsigned long long)below);
 }
 
@@ -115,7 +115,7 @@ static void render_requests(const struct metrics *m, const struct sched_stats *s
                        (unsigned long long)m->responses[i]);
     }
     histogram(out, "time_to_first_token_seconds", &m->first_token,
-              "From the request's arrival to its first token.");
+              "From a request's arrival to the first token of each of its sequences.");
     histogram(out, "inter_token_seconds", &m->inter_token,
               "Between two tokens of one sequence, as the engine made them.");
     histogram(out, "request_duration_seconds", &m->duration,
@@ -133,7 +133,7 @@ static void render_engine(const struct sched_stats *st, const struct engine_info
     counter(out, "steps_total", st->steps, "Engine steps.");
     counter(out, "step_tokens_total", st->step_tokens, "Rows computed by all engine steps.");
     family(out, "step_seconds_total", "counter", "Time spent in engine steps.");
-    cfg_buf_printf(out, "openmoed_step_seconds_total %.9g\n", st->step_seconds);
+    cfg_buf_printf(out, "openmoed_step_seconds_total %.12g\n", st->step_seconds);
     family(out, "kv_blocks", "gauge", "Blocks of the key and value cache.");
     cfg_buf_printf(out, "openmoed_kv_blocks{state=\"free\"} %d\n", st->kv_blocks_free);
     cfg_buf_printf(out, "openmoed_kv_blocks{state=\"total\"} %d\n", st->kv_blocks_total);

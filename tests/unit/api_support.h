@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// api_support.h: what the tests of the API half of server/ share: the small test tokenizer, an
+// api_support.h: what the tests of the API half of server/ share: the demo model's tokenizer, an
 // environment around it, and ids by the bytes they stand for. Tests run in the repository's root.
 #ifndef OPENMOED_TESTS_API_SUPPORT_H
 #define OPENMOED_TESTS_API_SUPPORT_H
@@ -19,10 +19,8 @@
 #include "engine/tokenizer.h"
 #include "server/api.h"
 
-#ifndef TOKENIZER_FOLDER
-#define TOKENIZER_FOLDER "tests/golden/tokenizer"
-#endif
-#define CONTEXT 64
+#define TOKENIZER_FOLDER "deploy/demo-model"
+#define CONTEXT          64
 
 struct support {
     struct engine_info info;

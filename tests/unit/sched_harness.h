@@ -115,9 +115,10 @@ static inline struct sched_stats stats_of(struct harness *h)
     return st;
 }
 
+/* The end of the load is notified too. */
 static inline void wait_ready(struct harness *h)
 {
-    while (stats_of(h).state == SCHED_LOADING) sem_wait(&h->notified);
+    sem_wait(&h->notified);
     struct error err;
     sched_failure(h->sched, &err);
     if (stats_of(h).state != SCHED_READY) fail_msg("not ready: %s", err.message);

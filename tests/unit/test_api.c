@@ -9,7 +9,9 @@
 #include <stdlib.h>
 
 // Bodies that are right but for the fields after the first ones.
-#define HI   "\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}]"
+#define HI                                                                                         \
+    "\"messages\":[{\"role\":\"system\",\"content\":\"s\"},"                                       \
+    "{\"role\":\"user\",\"content\":\"hi\"}]"
 #define CHAT "{\"model\":\"m\"," HI ","
 #define IDS  "{\"model\":\"m\",\"prompt\":[3,4,5],"
 #define MSG  "{\"model\":\"m\",\"messages\":"
