@@ -44,6 +44,7 @@ all: $(BUILD)/openmoed
 # The kernels of one family are one source compiled for one instruction set.
 $(BUILD)/obj/engine/cpu/kernels_avx2.o:   ISA := -mavx2 -mfma -mf16c
 $(BUILD)/obj/engine/cpu/kernels_avx512.o: ISA := -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mprefer-vector-width=512
+$(BUILD)/obj/tests/unit/test_amx.o:           ISA := -Wno-psabi
 $(BUILD)/obj/engine/cpu/kernels_amx.o:    ISA := -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mamx-tile -mamx-bf16 -mprefer-vector-width=512
 
 $(BUILD)/obj/%.o: %.c

@@ -199,10 +199,10 @@ static int by_name(const void *a, const void *b)
 }
 
 /* Sorts the tensors and refuses a name that occurs twice. */
-static int sort_tensors(struct checkpoint *c, struct error *err)
+static int sort_tensors(struct checkpoint *c, const char *file, struct error *err)
 {
     struct tensor *items = c->tensors.items;
-    if (c->tensors.n == 0) return cfg_fail(err, CFG_EINVAL, "%s: no tensors", c->files[0].name);
+    if (c->tensors.n == 0) return cfg_fail(err, CFG_EINVAL, "%s: no tensors", file);
     qsort(items, c->tensors.n, sizeof *items, by_name);
     for (size_t i = 1; i < c->tensors.n; i++) {
         if (strcmp(items[i - 1].name, items[i].name) == 0)
@@ -317,7 +317,7 @@ static int add_indexed(struct checkpoint *c, const char *folder, const struct la
         rc = add_shard(c, folder, entries[i].shard, layout, err);
         if (rc != CFG_OK) goto free_entries;
     }
-    rc = sort_tensors(c, err);
+    rc = sort_tensors(c, index, err);
     if (rc == CFG_OK) rc = compare_with_index(c, index, entries, n, err);
 free_entries:
     free(entries);
@@ -351,7 +351,7 @@ static int read_folder(struct checkpoint *c, const char *folder, struct error *e
         if (!has_file(folder, layouts[i].name)) continue;
         if (layouts[i].index) return add_indexed(c, folder, &layouts[i], err);
         int rc = add_shard(c, folder, layouts[i].name, &layouts[i], err);
-        return rc == CFG_OK ? sort_tensors(c, err) : rc;
+        return rc == CFG_OK ? sort_tensors(c, layouts[i].name, err) : rc;
     }
     return cfg_fail(err, CFG_ENOTFOUND,
                     "%s holds no weights: neither model.safetensors nor pytorch_model.bin, "

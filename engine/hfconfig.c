@@ -83,16 +83,14 @@ static int read_ints(struct hfconfig *c, const cJSON *root, struct error *err)
         const struct int_key *k = &int_keys[i];
         const char *name = k->name;
         const cJSON *j = either(root, &name, k->older);
-        int *out = (int *)((char *)c + k->offset);
-        *out = k->fallback;
         if (!j && k->fallback == REQUIRED)
             return cfg_fail(err, CFG_EINVAL, "config.json: %s is missing", name);
-        if (!j) continue;
-        double d = cJSON_IsNumber(j) ? j->valuedouble : NAN;
-        if (!(d >= k->min && d <= k->max) || d != floor(d))
+        double d = !j ? k->fallback : cJSON_IsNumber(j) ? j->valuedouble : NAN;
+        if (j && (!(d >= k->min && d <= k->max) || d != floor(d)))
             return cfg_fail(err, CFG_EINVAL, "config.json: %s must be a whole number from %d to %d",
                             name, k->min, k->max);
-        *out = (int)d;
+        const int value = (int)d;
+        memcpy((char *)c + k->offset, &value, sizeof value);
     }
     if (c->kv_heads == 0) c->kv_heads = c->heads;
     return CFG_OK;
@@ -108,7 +106,8 @@ static int read_floats(struct hfconfig *c, const cJSON *root, struct error *err)
         if (!(d >= k->min && d <= k->max))
             return cfg_fail(err, CFG_EINVAL, "config.json: %s must be a number from %g to %g", name,
                             k->min, k->max);
-        *(float *)((char *)c + k->offset) = (float)d;
+        const float value = (float)d;
+        memcpy((char *)c + k->offset, &value, sizeof value);
     }
     return CFG_OK;
 }
@@ -188,7 +187,7 @@ static int check_architecture(const cJSON *root, struct error *err)
     const cJSON *first = cJSON_IsArray(list) ? list->child : NULL;
     return cfg_fail(err, CFG_EUNSUPPORTED,
                     "config.json: architecture %.64s is not OpenMoeForCausalLM",
-                    cJSON_IsString(first) ? first->valuestring : "(none)");
+                    first && cJSON_IsString(first) ? first->valuestring : "(none)");
 }
 
 static int check_product(const char *what, int64_t a, int64_t b, int64_t c, struct error *err)

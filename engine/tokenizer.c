@@ -224,17 +224,17 @@ static bool check_normalizer(struct span spec)
 
 /* Walks the whole file, so that a damaged one is an error of ours before the library reads it. */
 static int check_model(const char *name, struct span model, const struct side_files *files,
-                       int vocab, struct error *err)
+                       struct error *err)
 {
     size_t size = model.n;
     struct span value;
     uint64_t number;
-    int pieces = 0;
+    bool pieces = false;
     while (model.n) {
         bool good = take_field(&model, &number, &value);
         if (good && number == 1) {
             good = check_piece(value, files);
-            pieces++;
+            pieces = true;
         }
         if (good && number == 3) good = check_normalizer(value);
         if (!good)
@@ -242,9 +242,6 @@ static int check_model(const char *name, struct span model, const struct side_fi
                             name, size - model.n);
     }
     if (!pieces) return cfg_fail(err, CFG_EINVAL, "%s: not a SentencePiece model: no pieces", name);
-    if (pieces > vocab)
-        return cfg_fail(err, CFG_EINVAL, "%s: %d pieces, but the model has a vocabulary of %d",
-                        name, pieces, vocab);
     return CFG_OK;
 }
 
@@ -307,7 +304,7 @@ static int open_with(struct engine_tokenizer *t, const char *folder, struct side
     if (rc || !data) return rc;
     if ((rc = read_json(folder, "tokenizer_config.json", &files->config, err)) ||
         (rc = read_json(folder, "special_tokens_map.json", &files->map, err)) ||
-        (rc = check_model(name, (struct span){(uint8_t *)data, n}, files, vocab, err))) {
+        (rc = check_model(name, (struct span){(uint8_t *)data, n}, files, err))) {
         free(data);
         return rc;
     }

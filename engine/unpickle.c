@@ -384,7 +384,7 @@ static int take_line(struct machine *m, const char **out, size_t *n)
 static int op_global(struct machine *m, int op)
 {
     if (op == OP_STACK_GLOBAL) {
-        struct value name, module;
+        struct value name = {0}, module = {0};
         int rc = pop(m, &name);
         if (rc == CFG_OK) rc = pop(m, &module);
         if (rc != CFG_OK) return rc;
@@ -419,7 +419,7 @@ static bool is_tensor_call(const struct tuple *a)
 
 static int op_reduce(struct machine *m)
 {
-    struct value args, f;
+    struct value args = {.kind = V_NONE}, f = {.kind = V_NONE};
     int rc = pop(m, &args);
     if (rc == CFG_OK) rc = pop(m, &f);
     if (rc != CFG_OK) return rc;
@@ -445,7 +445,7 @@ static int op_reduce(struct machine *m)
 /* Attributes of an OrderedDict: PyTorch hangs its version numbers there (_metadata). Not needed. */
 static int op_build(struct machine *m)
 {
-    struct value state;
+    struct value state = {.kind = V_NONE};
     int rc = pop(m, &state);
     if (rc != CFG_OK) return rc;
     if (state.kind != V_DICT || m->n_stack == floor_of(m) ||
@@ -457,7 +457,7 @@ static int op_build(struct machine *m)
 /* The tuple ('storage', class, key, device, numel) stands for bytes beside the pickle. */
 static int op_persid(struct machine *m)
 {
-    struct value v;
+    struct value v = {.kind = V_NONE};
     int rc = pop(m, &v);
     if (rc != CFG_OK) return rc;
     const struct value *i = v.kind == V_TUPLE ? v.tuple->items : NULL;
@@ -484,11 +484,9 @@ static int op_header(struct machine *m, int op)
 
 static int step(struct machine *m)
 {
-    const uint8_t *p = NULL;
     m->op_at = m->at;
-    int rc = take(m, 1, &p);
-    if (rc != CFG_OK) return rc;
-    int op = *p;
+    if (m->at == m->n) return bad(m, "it ends before its STOP");
+    int op = m->data[m->at++];
     switch (op) {
     case OP_PROTO:
     case OP_FRAME:
@@ -596,7 +594,8 @@ static int report(struct machine *m, const struct dict *d,
     return CFG_OK;
 }
 
-static int run(struct machine *m)
+/* *out is set only when the whole pickle was read and left one dict. */
+static int run(struct machine *m, const struct dict **out)
 {
     if (m->n < 2 || m->data[0] != OP_PROTO)
         return bad(m, "no pickle of protocol 2 or later, which torch.save writes");
@@ -607,6 +606,7 @@ static int run(struct machine *m)
     if (m->at != m->n) return bad(m, "bytes follow its end");
     if (m->n_marks != 0 || m->n_stack != 1 || m->stack[0].kind != V_DICT)
         return bad(m, "it holds something other than one dict of tensors");
+    *out = m->stack[0].dict;
     return CFG_OK;
 }
 
@@ -621,8 +621,9 @@ int unpickle_tensors(const char *file, const uint8_t *data, size_t n,
     /* One byte of pickle makes at most one value, and a value at most one pair or tuple. */
     m.arena = cfg_arena_new(96 * n + 65536);
     if (!m.arena) return cfg_fail(err, CFG_ENOMEM, "%s: no memory for its pickle", file);
-    int rc = run(&m);
-    if (rc == CFG_OK) rc = report(&m, m.stack[0].dict, found, user);
+    const struct dict *d = NULL;
+    int rc = run(&m, &d);
+    if (d) rc = report(&m, d, found, user);
     free(m.stack);
     free(m.memo);
     cfg_arena_free(m.arena);

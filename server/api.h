@@ -6,8 +6,8 @@
 // every answer can be tested as a string.
 //
 // Threads: api_parse may run on any thread (big bodies are parsed on a libuv worker); afterwards a
-// request belongs to the loop thread. All its memory is one capped arena, freed by
-// api_request_free.
+// request belongs to the loop thread. What a body becomes lives in one capped arena; what gathers
+// of the answer is bounded by the tokens asked for. api_request_free frees both.
 #ifndef OPENMOED_API_H
 #define OPENMOED_API_H
 

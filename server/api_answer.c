@@ -2,11 +2,12 @@
 //
 // api_answer.c: from scheduler events to what the client sees. Loop thread.
 //
-// What counts and what shows: every sampled token up to the end of the answer is a completion
-// token and has its id in token_ids, the end token and those of a stop string included. A token's
-// log-probability (and id) travels with the chunk that shows the first byte of its text; so none is
-// told of a token whose text a stop string cut away, nor of the end token, which has no text.
-// Tokens without text (control tokens) go with the next text, or with the last chunk.
+// What counts and what shows: a prompt counts once, whatever n is, its start token included. Every
+// sampled token up to the end of the answer is a completion token and has its id in token_ids, the
+// end token and those of a stop string included. A token's log-probability (and id) travels with
+// the chunk that shows the first byte of its text; so none is told of a token whose text a stop
+// string cut away, nor of the end token, which has no text. Tokens without text (control tokens) go
+// with the next text, or with the last chunk.
 #include "server/api_request.h"
 
 #include <string.h>
@@ -17,11 +18,10 @@ static bool wants_records(const struct api_request *r)
 }
 
 /* The first token of a text that starts a reply loses its leading space. */
-static size_t skipped_space(const struct api_request *r, const struct api_choice *c, size_t job,
+static size_t skipped_space(const struct api_request *r, const struct api_choice *c, size_t i,
                             const char *text, size_t n)
 {
-    bool strips = r->kind == API_CHAT || r->prompts[job / r->n].empty;
-    return strips && c->pushed == 0 && n > 0 && text[0] == ' ';
+    return c->pushed == 0 && n > 0 && text[0] == ' ' && api_starts_text(r, i);
 }
 
 static void hold(struct api_request *r, size_t i, const struct sched_event *ev)

@@ -214,14 +214,7 @@ int api_read_chat(struct api_request *r, const cJSON *root, struct api_error *er
 
     struct api_prompt *p = &r->prompts[0];
     rc = api_fit_prompt(r, p, n, "messages", err);
-    int32_t *copy = rc ? NULL : cfg_arena_alloc(r->arena, n * sizeof *copy);
-    if (copy) {
-        memcpy(copy, ids, n * sizeof *copy);
-        p->ids = copy;
-        p->n = n;
-    } else if (!rc) {
-        rc = api_no_memory(err);
-    }
+    if (!rc) rc = api_keep_ids(r, p, ids, n, err);
     free(ids);
     return rc;
 }

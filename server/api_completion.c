@@ -15,18 +15,6 @@ const struct api_field api_completion_fields[] = {
     {NULL, API_FIELD_READ, NULL},
 };
 
-static int keep_ids(struct api_request *r, struct api_prompt *p, const int32_t *ids, size_t n,
-                    struct api_error *err)
-{
-    int32_t *copy = cfg_arena_alloc(r->arena, n * sizeof *copy); /* [n] */
-    if (!copy) return api_no_memory(err);
-    memcpy(copy, ids, n * sizeof *copy);
-    p->ids = copy;
-    p->n = n;
-    p->empty = n == 1 && copy[0] == r->env->info->start_id;
-    return 0;
-}
-
 static int keep_text(struct api_request *r, struct api_prompt *p, const char *text, size_t n,
                      struct api_error *err)
 {
@@ -49,7 +37,7 @@ static int read_text(struct api_request *r, const cJSON *v, const char *param, s
         return api_fail(err, rc == CFG_EINVAL ? 400 : 500, NULL, rc == CFG_EINVAL ? param : "",
                         "%s", why.message);
     rc = api_fit_prompt(r, p, n, param, err);
-    if (!rc) rc = keep_ids(r, p, ids, n, err);
+    if (!rc) rc = api_keep_ids(r, p, ids, n, err);
     free(ids);
     if (!rc && r->echo) rc = keep_text(r, p, text, len, err);
     return rc;
@@ -67,7 +55,6 @@ static int read_ids(struct api_request *r, const cJSON *list, const char *param,
     if (api_id_list(list, param, r->env->info->usable_vocab, ids, err)) return -1;
     p->ids = ids;
     p->n = n;
-    p->empty = n == 1 && ids[0] == r->env->info->start_id;
     if (!r->echo) return 0;
     if (!r->env->tokenizer) return keep_text(r, p, "", 0, err);
 

@@ -8,9 +8,6 @@
 #include <math.h>
 #include <string.h>
 
-// JSON has no -inf: the value that OpenAI documents for an impossible token.
-#define LOGPROB_MIN (-9999.0)
-
 size_t api_count_chars(const char *s, size_t n)
 {
     size_t count = 0;
@@ -66,7 +63,11 @@ static void comma(struct cfg_buf *out)
 
 static void value(struct cfg_buf *out, float logprob)
 {
-    cfg_buf_printf(out, "%.9g", isfinite(logprob) ? (double)logprob : LOGPROB_MIN);
+    // JSON has no -inf: -9999.0 is what OpenAI documents for an impossible token.
+    if (isfinite(logprob))
+        cfg_buf_printf(out, "%.9g", (double)logprob + 0.0); // no negative zero
+    else
+        cfg_buf_puts(out, "-9999.0");
 }
 
 /* "token":..,"logprob":..,"bytes":.. */

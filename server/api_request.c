@@ -241,6 +241,23 @@ int api_fit_prompt(const struct api_request *r, struct api_prompt *p, size_t n, 
     return 0;
 }
 
+int api_keep_ids(struct api_request *r, struct api_prompt *p, const int32_t *ids, size_t n,
+                 struct api_error *err)
+{
+    int32_t *copy = cfg_arena_alloc(r->arena, n * sizeof *copy); /* [n] */
+    if (!copy) return api_no_memory(err);
+    memcpy(copy, ids, n * sizeof *copy);
+    p->ids = copy;
+    p->n = n;
+    return 0;
+}
+
+bool api_starts_text(const struct api_request *r, size_t i)
+{
+    const struct api_prompt *p = &r->prompts[i / r->n];
+    return r->kind == API_CHAT || (p->n == 1 && p->ids[0] == r->env->info->start_id);
+}
+
 /* ---- the request ----------------------------------------------------------------------------- */
 
 static int make_id(struct api_request *r, struct api_error *err)
@@ -287,7 +304,7 @@ static int open_detokenisers(struct api_request *r, struct api_error *err)
             .n_stops = r->n_stops,
             .end_marker = !r->ignore_eos,
             .include_stop = r->include_stop,
-            .strip_space = r->kind == API_CHAT || r->prompts[i / r->n].empty,
+            .strip_space = api_starts_text(r, i),
             .show_special = !r->skip_special_tokens,
         };
         struct error why;

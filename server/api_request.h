@@ -19,7 +19,6 @@ struct api_prompt {
     const int32_t *ids; /* [n], n >= 1 */
     size_t n;
     int max_new;      /* tokens to generate at most */
-    bool empty;       /* nothing but the start token */
     const char *text; /* echo: the text repeated before the answer; else NULL */
     size_t text_len;
 };
@@ -92,7 +91,14 @@ int api_new_prompts(struct api_request *r, size_t n, const char *param,
  * prompt. */
 int api_fit_prompt(const struct api_request *r, struct api_prompt *p, size_t n, const char *param,
                    struct api_error *err) CFG_WARN_UNUSED;
+/* Copies ids into the request. */
+int api_keep_ids(struct api_request *r, struct api_prompt *p, const int32_t *ids, size_t n,
+                 struct api_error *err) CFG_WARN_UNUSED;
 int api_tokenizer_missing(struct api_error *err, const char *param);
+
+/* Whether the answer of a choice starts a text, and so loses the space of its first piece: a reply
+ * does, and a completion of nothing but the start token. */
+bool api_starts_text(const struct api_request *r, size_t i);
 
 /* ---- rendering (api_render.c) ---------------------------------------------------------------- */
 

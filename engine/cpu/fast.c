@@ -343,8 +343,6 @@ static int allocate_scratch(struct fast *f, const struct backend_options *opt, s
     size_t widest = (size_t)(opt->heads * opt->head_dim);
     widest = widest > inner ? widest : inner;
     widest = (widest > hidden ? widest : hidden) + 64;
-    const size_t bf16_rows =
-        f->k->bf16_rows ? (picks > (size_t)opt->max_rows ? picks : (size_t)opt->max_rows) : 0;
     struct {
         void **at;
         size_t bytes;
@@ -359,7 +357,7 @@ static int allocate_scratch(struct fast *f, const struct backend_options *opt, s
         {(void **)&f->sines, context * half * sizeof *f->sines},
         {(void **)&f->scores,
          (size_t)threads_count(f->threads) * (context + 16) * sizeof *f->scores},
-        {(void **)&f->rows_bf16, bf16_rows * widest * sizeof *f->rows_bf16},
+        {(void **)&f->packed, picks * widest * sizeof(float) + experts * 64},
     };
     for (size_t i = 0; i < sizeof wanted / sizeof *wanted; i++) {
         *wanted[i].at = region_alloc(&f->memory, wanted[i].bytes + 64);

@@ -36,8 +36,7 @@ struct fast {
     int32_t *pick_at;     /* [max_rows * topk] where a pick's row stands, -1 = dropped */
     float *grouped;       /* [max_rows * topk, hidden] inputs, then outputs */
     float *gate, *up;     /* [max_rows * topk, 2 * inner], [.., inner] */
-    uint16_t *rows_bf16;  /* inputs of a product as BF16, padded, for families that want them so */
-    size_t rows_bf16_elems;
+    char *packed;         /* inputs of one list of products in the kernels' order */
 };
 
 /* One product: rows x inputs times a weight. */

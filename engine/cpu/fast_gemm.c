@@ -7,27 +7,22 @@
 
 #include "engine/cpu/fast.h"
 
-#define MAX_GEMMS   1024 /* experts x 2 of the widest model is far below */
-#define GROUP_SMALL 1
-#define GROUP       4 /* panels of a work item: what the one-row kernel has in flight */
+#define MAX_GEMMS 1024 /* experts x 2 of the widest model is far below */
+#define GROUP     4    /* panels of a work item: what the one-row kernel has in flight */
 
 struct gemm_region {
     struct fast *f;
     const struct gemm *list;
-    const uint16_t *const *rows; /* [n] inputs as BF16 where the family wants them so */
-    size_t ends[MAX_GEMMS];      /* running number of work items */
+    char *packed[MAX_GEMMS]; /* [n] inputs in the kernel's order */
+    size_t ends[MAX_GEMMS];  /* running number of work items */
     int n, group;
 };
-
-static int padded_k(const struct fast *f, const struct weight *w)
-{
-    return (w->k + f->k->k_align - 1) / f->k->k_align * f->k->k_align;
-}
 
 static void gemm_items(void *arg, size_t begin, size_t end, int thread)
 {
     (void)thread;
     const struct gemm_region *g = arg;
+    const struct kernels *k = g->f->k;
     int i = 0;
     for (size_t item = begin; item < end; item++) {
         while (item >= g->ends[i]) i++;
@@ -35,50 +30,63 @@ static void gemm_items(void *arg, size_t begin, size_t end, int thread)
         const struct weight *w = m->w;
         const int first = (int)(item - (i ? g->ends[i - 1] : 0)) * g->group;
         const int panels = w->panels - first < g->group ? w->panels - first : g->group;
-        const int n_out = w->n_out - first * g->f->k->panel;
-        const int cols = n_out < panels * g->f->k->panel ? n_out : panels * g->f->k->panel;
-        float *y = m->y + first * g->f->k->panel;
+        const int left = w->n_out - first * k->panel;
+        const int n_out = left < panels * k->panel ? left : panels * k->panel;
+        float *y = m->y + first * k->panel;
         const size_t at = (size_t)first * w->panel_elems;
-        if (!w->bf16)
-            g->f->k->gemm_f32(m->x, (size_t)w->k, m->rows, (const float *)w->data + at, panels,
-                              w->k, y, (size_t)w->n_out, cols);
-        else if (g->f->k->bf16_rows)
-            g->f->k->gemm_bf16(g->rows[i], (size_t)padded_k(g->f, w), m->rows,
-                               (const uint16_t *)w->data + at, panels, w->k, y, (size_t)w->n_out,
-                               cols);
+        if (w->bf16)
+            k->gemm_bf16(g->packed[i], m->rows, (const uint16_t *)w->data + at, panels, w->k, y,
+                         (size_t)w->n_out, n_out);
         else
-            g->f->k->gemm_bf16(m->x, (size_t)w->k, m->rows, (const uint16_t *)w->data + at, panels,
-                               w->k, y, (size_t)w->n_out, cols);
+            k->gemm_f32(g->packed[i], m->rows, (const float *)w->data + at, panels, w->k, y,
+                        (size_t)w->n_out, n_out);
     }
 }
 
-/* Inputs hold BF16 values already (ops.h), so the conversion is exact. Products of one list often
- * share their input: it is converted once. */
-static void rows_to_bf16(struct fast *f, const struct gemm *list, int n, const uint16_t **rows)
+struct pack_region {
+    const struct kernels *k;
+    const struct gemm *m;
+    char *out;
+};
+
+static void pack_blocks(void *arg, size_t begin, size_t end, int thread)
 {
-    size_t used = 0;
-    for (int i = 0; i < n; i++) {
-        const int k = list[i].w->k, padded = padded_k(f, list[i].w);
-        if (i && list[i].x == list[i - 1].x && list[i].w->k == list[i - 1].w->k &&
-            list[i].rows == list[i - 1].rows) {
-            rows[i] = rows[i - 1];
+    (void)thread;
+    const struct pack_region *p = arg;
+    const int k = p->m->w->k, first = (int)begin * p->k->block_rows;
+    const int last = (int)end * p->k->block_rows,
+              rows = (last < p->m->rows ? last : p->m->rows) - first;
+    const float *x = p->m->x + (size_t)first * (size_t)k;
+    if (p->m->w->bf16)
+        p->k->pack_rows_bf16(x, rows, k, p->out + (size_t)first * p->k->packed_row_bf16(k));
+    else
+        p->k->pack_rows_f32(x, rows, k, p->out + (size_t)first * p->k->packed_row_f32(k));
+}
+
+/* Products of one list often share their input: it is packed once. */
+static void pack_inputs(struct gemm_region *g)
+{
+    const struct kernels *k = g->f->k;
+    char *out = g->f->packed;
+    for (int i = 0; i < g->n; i++) {
+        const struct gemm *m = &g->list[i], *before = m - 1;
+        if (i && m->x == before->x && m->w->k == before->w->k && m->rows == before->rows) {
+            g->packed[i] = g->packed[i - 1];
             continue;
         }
-        uint16_t *dst = f->rows_bf16 + used;
-        rows[i] = dst;
-        used += (size_t)list[i].rows * (size_t)padded;
-        for (int r = 0; r < list[i].rows; r++, dst += padded) {
-            for (int j = 0; j < k; j++)
-                dst[j] = f32_to_bf16(list[i].x[(size_t)r * (size_t)k + (size_t)j]);
-            memset(dst + k, 0, (size_t)(padded - k) * sizeof *dst);
-        }
+        struct pack_region p = {.k = k, .m = m, .out = out};
+        const size_t blocks = (size_t)((m->rows + k->block_rows - 1) / k->block_rows);
+        threads_for(g->f->threads, blocks, INLINE_WORK / (size_t)(m->w->k * k->block_rows) + 1,
+                    pack_blocks, &p);
+        g->packed[i] = out;
+        const size_t row = m->w->bf16 ? k->packed_row_bf16(m->w->k) : k->packed_row_f32(m->w->k);
+        out += ((size_t)m->rows * row + 63) / 64 * 64;
     }
 }
 
 void fast_gemms(struct fast *f, const struct gemm *list, int n)
 {
-    const uint16_t *rows[MAX_GEMMS];
-    struct gemm_region g = {.f = f, .list = list, .rows = rows, .n = n};
+    struct gemm_region g = {.f = f, .list = list, .n = n};
     double work = 0;
     size_t panels = 0;
     for (int i = 0; i < n; i++) {
@@ -86,11 +94,10 @@ void fast_gemms(struct fast *f, const struct gemm *list, int n)
         panels += (size_t)list[i].w->panels;
     }
     const size_t threads = (size_t)threads_count(f->threads);
-    g.group = panels >= 4 * GROUP * threads ? GROUP : GROUP_SMALL;
-    if (work < INLINE_WORK) g.group = GROUP;
+    g.group = work < INLINE_WORK || panels >= 4 * GROUP * threads ? GROUP : 1;
     for (int i = 0; i < n; i++)
         g.ends[i] = (i ? g.ends[i - 1] : 0) + (size_t)((list[i].w->panels + g.group - 1) / g.group);
-    if (f->k->bf16_rows && f->ops.bf16) rows_to_bf16(f, list, n, rows);
+    pack_inputs(&g);
     const size_t items = n ? g.ends[n - 1] : 0;
     threads_for(f->threads, items, work < INLINE_WORK ? items : 1, gemm_items, &g);
 }

@@ -24,17 +24,21 @@ struct kernels {
     const char *backend; /* "cpu-" and the name */
     int panel;           /* outputs of one packed panel */
     int k_align;         /* inputs of a BF16 panel are padded to a multiple of this */
-    bool
-        bf16_rows; /* gemm_bf16 takes rows packed as BF16 (AMX), else as FP32 holding BF16 values */
+    int block_rows;      /* rows that pack_rows interleaves: split row ranges at multiples of it */
 
     bool (*supported)(void);
 
+    /* Inputs of a product in the order its kernel reads them: `rows` rows [rows, k] of FP32
+     * (holding BF16 values for *_bf16) go to rows * packed_row_*(k) bytes. */
+    size_t (*packed_row_f32)(int k), (*packed_row_bf16)(int k);
+    void (*pack_rows_f32)(const float *x, int rows, int k, void *out);
+    void (*pack_rows_bf16)(const float *x, int rows, int k, void *out);
     /* y[r][j] = sum_k x[r][k] * w[k][j] for `panels` panels from w on; n_out outputs in all are
-     * written. */
-    void (*gemm_f32)(const float *x, size_t ldx, int rows, const float *w, int panels, int k,
-                     float *y, size_t ldy, int n_out);
-    void (*gemm_bf16)(const void *x, size_t ldx, int rows, const uint16_t *w, int panels, int k,
-                      float *y, size_t ldy, int n_out);
+     * written to each of the rows, ldy apart. */
+    void (*gemm_f32)(const void *packed, int rows, const float *w, int panels, int k, float *y,
+                     size_t ldy, int n_out);
+    void (*gemm_bf16)(const void *packed, int rows, const uint16_t *w, int panels, int k, float *y,
+                      size_t ldy, int n_out);
     void (*rmsnorm)(const float *x, const float *w, float eps, int n, bool bf16, float *y);
     void (*swiglu)(const float *gate, const float *up, int inner, bool bf16, float *y);
     /* One query of one head over positions 0 .. n-1 of a paged cache. k_blocks and v_blocks point

@@ -17,8 +17,6 @@
 
 #define VL            16
 #define NV            4
-#define MR32          6
-#define MR16          6
 #define FAMILY_CUSTOM 1
 
 #include "engine/cpu/kernels_body.h"
@@ -79,11 +77,32 @@ static void tile_block(const uint16_t *x, size_t ldx, int rows, const uint16_t *
             memcpy(y + (size_t)r * ldy, tmp[r], (size_t)cols * sizeof **tmp);
 }
 
-static void gemm_bf16_amx(const void *rows_bf16, size_t ldx, int rows, const uint16_t *w,
-                          int panels, int k, float *y, size_t ldy, int n_out)
+static int padded_k(int k)
 {
-    const uint16_t *x = rows_bf16;
-    const int padded = (k + TILE_K - 1) / TILE_K * TILE_K;
+    return (k + TILE_K - 1) / TILE_K * TILE_K;
+}
+
+static size_t packed_row_amx(int k)
+{
+    return (size_t)padded_k(k) * sizeof(uint16_t);
+}
+
+/* The rows hold BF16 values already, so the conversion is exact. */
+static void pack_rows_amx(const float *x, int rows, int k, void *out)
+{
+    uint16_t *o = out;
+    for (int r = 0; r < rows; r++, o += padded_k(k)) {
+        for (int i = 0; i < k; i++) o[i] = f32_to_bf16(x[(size_t)r * (size_t)k + (size_t)i]);
+        memset(o + k, 0, (size_t)(padded_k(k) - k) * sizeof *o);
+    }
+}
+
+static void gemm_bf16_amx(const void *packed, int rows, const uint16_t *w, int panels, int k,
+                          float *y, size_t ldy, int n_out)
+{
+    const uint16_t *x = packed;
+    const int padded = padded_k(k);
+    const size_t ldx = (size_t)padded;
     int configured = 0;
     for (int p = 0; p < panels; p++) {
         const uint16_t *panel = w + (size_t)p * (size_t)padded * PANEL;
@@ -121,8 +140,12 @@ const struct kernels kernels_amx = {
     .backend = "cpu-amx",
     .panel = PANEL,
     .k_align = TILE_K,
-    .bf16_rows = true,
+    .block_rows = TILE_ROWS,
     .supported = has_amx,
+    .packed_row_f32 = packed_row_f32,
+    .packed_row_bf16 = packed_row_amx,
+    .pack_rows_f32 = pack_rows_f32,
+    .pack_rows_bf16 = pack_rows_amx,
     .gemm_f32 = gemm_f32,
     .gemm_bf16 = gemm_bf16_amx,
     .rmsnorm = rmsnorm,

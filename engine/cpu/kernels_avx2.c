@@ -4,8 +4,6 @@
 #if defined(__x86_64__)
 #define VL               8
 #define NV               2
-#define MR32             6
-#define MR16             4
 #define FAMILY           kernels_avx2
 #define FAMILY_NAME      "avx2"
 #define FAMILY_SUPPORTED has_avx2

@@ -5,8 +5,6 @@
 #if defined(__x86_64__)
 #define VL               16
 #define NV               4
-#define MR32             6
-#define MR16             6
 #define FAMILY           kernels_avx512
 #define FAMILY_NAME      "avx512"
 #define FAMILY_SUPPORTED has_avx512

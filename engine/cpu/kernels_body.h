@@ -11,8 +11,9 @@
 #include "engine/cpu/kernels.h"
 
 #define PANEL         (NV * VL)
-#define MAX_ROWS      6 /* rows of the largest register block (BLOCK_ROWS) */
-#define GEMV_PANELS   4 /* panels in flight for one row: so many sequential streams per core */
+#define MR            6    /* rows of a register block */
+#define PREFETCH      2048 /* bytes */
+#define GEMV_PANELS   4    /* panels in flight for one row: so many sequential streams per core */
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 
 typedef float vf __attribute__((vector_size(VL * 4)));
@@ -91,6 +92,23 @@ ALWAYS_INLINE vf vexp(vf x)
 /* ---- products ----------------------------------------------------------------------------------
  */
 
+/* Rows are interleaved in blocks of at most MR (pack_rows): input i of the block's row r is x[i *
+ * mr + r], so that a block's inputs are one sequential stream beside the weights'. */
+static void pack_rows_f32(const float *x, int rows, int k, void *out)
+{
+    float *o = out;
+    for (int r0 = 0; r0 < rows; r0 += MR) {
+        const int mr = rows - r0 < MR ? rows - r0 : MR;
+        for (int i = 0; i < k; i++)
+            for (int r = 0; r < mr; r++) *o++ = x[(size_t)(r0 + r) * (size_t)k + (size_t)i];
+    }
+}
+
+static size_t packed_row_f32(int k)
+{
+    return (size_t)k * sizeof(float);
+}
+
 /* Writes one register block; the last panel of a matrix may hold fewer outputs than PANEL. */
 ALWAYS_INLINE void write_block(vf acc[][NV], int mr, float *y, size_t ldy, int cols)
 {
@@ -105,163 +123,142 @@ ALWAYS_INLINE void write_block(vf acc[][NV], int mr, float *y, size_t ldy, int c
     }
 }
 
-ALWAYS_INLINE void block_f32(int mr, const float *x, size_t ldx, const float *w, int k, float *y,
-                             size_t ldy, int cols)
+/* The hardware's prefetcher stops at page borders and follows few streams: ask ahead. A prefetch
+ * past the end of the weights is harmless. */
+ALWAYS_INLINE void ahead(const void *p, int bytes)
 {
-    vf acc[MAX_ROWS][NV];
+    for (int i = 0; i < bytes; i += 64) __builtin_prefetch((const char *)p + PREFETCH + i, 0, 3);
+}
+
+ALWAYS_INLINE void block_f32(int mr, const float *x, const float *w, int k, float *y, size_t ldy,
+                             int cols)
+{
+    vf acc[MR][NV];
     for (int r = 0; r < mr; r++)
         for (int v = 0; v < NV; v++) acc[r][v] = (vf){0};
-    for (int i = 0; i < k; i++, w += PANEL) {
+    for (int i = 0; i < k; i++, w += PANEL, x += mr) {
         vf b[NV];
+        ahead(w, PANEL * 4);
         for (int v = 0; v < NV; v++) b[v] = load(w + v * VL);
         for (int r = 0; r < mr; r++)
-            for (int v = 0; v < NV; v++) acc[r][v] += b[v] * x[(size_t)r * ldx + (size_t)i];
+            for (int v = 0; v < NV; v++) acc[r][v] += b[v] * x[r];
     }
     write_block(acc, mr, y, ldy, cols);
 }
 
-ALWAYS_INLINE void block_bf16(int mr, const float *x, size_t ldx, const uint16_t *w, int k,
-                              float *y, size_t ldy, int cols)
+/* The even and the odd input of a pair of neighbours, as FP32. */
+ALWAYS_INLINE vf load_even(const uint16_t *p)
 {
-    vf acc[MAX_ROWS][NV];
+    return (vf)(*(const vu_u *)(const void *)p << 16);
+}
+
+ALWAYS_INLINE vf load_odd(const uint16_t *p)
+{
+    return (vf)(*(const vu_u *)(const void *)p & 0xffff0000u);
+}
+
+ALWAYS_INLINE void block_bf16(int mr, const float *x, const uint16_t *w, int k, float *y,
+                              size_t ldy, int cols)
+{
+    vf acc[MR][NV];
     for (int r = 0; r < mr; r++)
         for (int v = 0; v < NV; v++) acc[r][v] = (vf){0};
-    int i = 0;
-    for (; i + 1 < k; i += 2, w += 2 * PANEL) {
+    for (int i = 0; i < k; i += 2, w += 2 * PANEL) {
         vf b[NV];
-        vu pair[NV];
-        for (int v = 0; v < NV; v++) {
-            pair[v] = *(const vu_u *)(const void *)(w + 2 * v * VL);
-            b[v] = (vf)(pair[v] << 16);
-        }
+        ahead(w, PANEL * 4);
+        for (int v = 0; v < NV; v++) b[v] = load_even(w + 2 * v * VL);
         for (int r = 0; r < mr; r++)
-            for (int v = 0; v < NV; v++) acc[r][v] += b[v] * x[(size_t)r * ldx + (size_t)i];
-        for (int v = 0; v < NV; v++) b[v] = (vf)(pair[v] & 0xffff0000u);
+            for (int v = 0; v < NV; v++) acc[r][v] += b[v] * x[r];
+        x += mr;
+        if (i + 1 == k) break; /* an odd number of inputs */
+        for (int v = 0; v < NV; v++) b[v] = load_odd(w + 2 * v * VL);
         for (int r = 0; r < mr; r++)
-            for (int v = 0; v < NV; v++) acc[r][v] += b[v] * x[(size_t)r * ldx + (size_t)i + 1];
+            for (int v = 0; v < NV; v++) acc[r][v] += b[v] * x[r];
+        x += mr;
     }
-    if (i < k)
-        for (int v = 0; v < NV; v++) {
-            vf b = (vf)(*(const vu_u *)(const void *)(w + 2 * v * VL) << 16);
-            for (int r = 0; r < mr; r++) acc[r][v] += b * x[(size_t)r * ldx + (size_t)i];
-        }
     write_block(acc, mr, y, ldy, cols);
 }
 
 /* One row against several panels at once: each panel is a sequential stream of its own, and a core
  * needs several to use the memory's bandwidth. The chain of each output is as in block_*. */
-ALWAYS_INLINE void gemv_f32(int np, const float *x, const float *w, size_t panel_stride, int k,
-                            float *y)
+ALWAYS_INLINE void gemv_f32(const float *x, const float *w, size_t stride, int k, float *y)
 {
     vf acc[GEMV_PANELS][NV];
-    for (int p = 0; p < np; p++)
+    for (int p = 0; p < GEMV_PANELS; p++)
         for (int v = 0; v < NV; v++) acc[p][v] = (vf){0};
-    for (int i = 0; i < k; i++) {
-        for (int p = 0; p < np; p++) {
-            const float *b = w + (size_t)p * panel_stride + (size_t)i * PANEL;
-            for (int v = 0; v < NV; v++) acc[p][v] += load(b + v * VL) * x[i];
-        }
+    for (int i = 0; i < k; i++, w += PANEL) {
+        for (int p = 0; p < GEMV_PANELS; p++)
+            for (int v = 0; v < NV; v++) acc[p][v] += load(w + (size_t)p * stride + v * VL) * x[i];
     }
-    for (int p = 0; p < np; p++)
-        for (int v = 0; v < NV; v++) store(y + p * PANEL + v * VL, acc[p][v]);
+    write_block(acc, GEMV_PANELS, y, PANEL, PANEL);
 }
 
-ALWAYS_INLINE void gemv_bf16(int np, const float *x, const uint16_t *w, size_t panel_stride, int k,
-                             float *y)
+ALWAYS_INLINE void gemv_bf16(const float *x, const uint16_t *w, size_t stride, int k, float *y)
 {
     vf acc[GEMV_PANELS][NV];
-    for (int p = 0; p < np; p++)
+    for (int p = 0; p < GEMV_PANELS; p++)
         for (int v = 0; v < NV; v++) acc[p][v] = (vf){0};
-    int i = 0;
-    for (; i + 1 < k; i += 2) {
-        for (int p = 0; p < np; p++) {
-            const uint16_t *b = w + (size_t)p * panel_stride + (size_t)i * PANEL;
-            for (int v = 0; v < NV; v++) {
-                vu pair = *(const vu_u *)(const void *)(b + 2 * v * VL);
-                acc[p][v] += (vf)(pair << 16) * x[i];
-                acc[p][v] += (vf)(pair & 0xffff0000u) * x[i + 1];
-            }
-        }
+    for (int i = 0; i < k; i += 2, w += 2 * PANEL) {
+        for (int p = 0; p < GEMV_PANELS; p++)
+            for (int v = 0; v < NV; v++)
+                acc[p][v] += load_even(w + (size_t)p * stride + 2 * v * VL) * x[i];
+        if (i + 1 == k) break;
+        for (int p = 0; p < GEMV_PANELS; p++)
+            for (int v = 0; v < NV; v++)
+                acc[p][v] += load_odd(w + (size_t)p * stride + 2 * v * VL) * x[i + 1];
     }
-    if (i < k)
-        for (int p = 0; p < np; p++)
-            for (int v = 0; v < NV; v++) {
-                const uint16_t *b = w + (size_t)p * panel_stride + (size_t)i * PANEL;
-                acc[p][v] += (vf)(*(const vu_u *)(const void *)(b + 2 * v * VL) << 16) * x[i];
-            }
-    for (int p = 0; p < np; p++)
-        for (int v = 0; v < NV; v++) store(y + p * PANEL + v * VL, acc[p][v]);
+    write_block(acc, GEMV_PANELS, y, PANEL, PANEL);
 }
-
-/* The number of rows of a block is a constant in each case, so that accumulators stay in registers.
- */
-#define BLOCK_ROWS(fn, mr, ...)                                                                    \
-    switch (mr) {                                                                                  \
-    case 1:                                                                                        \
-        fn(1, __VA_ARGS__);                                                                        \
-        break;                                                                                     \
-    case 2:                                                                                        \
-        fn(2, __VA_ARGS__);                                                                        \
-        break;                                                                                     \
-    case 3:                                                                                        \
-        fn(3, __VA_ARGS__);                                                                        \
-        break;                                                                                     \
-    case 4:                                                                                        \
-        fn(4, __VA_ARGS__);                                                                        \
-        break;                                                                                     \
-    case 5:                                                                                        \
-        fn(5, __VA_ARGS__);                                                                        \
-        break;                                                                                     \
-    default:                                                                                       \
-        fn(6, __VA_ARGS__);                                                                        \
-        break;                                                                                     \
-    }
 
 static int least(int a, int b)
 {
     return a < b ? a : b;
 }
 
-static void gemm_f32(const float *x, size_t ldx, int rows, const float *w, int panels, int k,
-                     float *y, size_t ldy, int n_out)
-{
-    const size_t stride = (size_t)k * PANEL;
-    int p = 0;
-    if (rows == 1)
-        for (; (p + GEMV_PANELS) * PANEL <= n_out; p += GEMV_PANELS)
-            gemv_f32(GEMV_PANELS, x, w + (size_t)p * stride, stride, k, y + p * PANEL);
-    for (; p < panels; p++) {
-        const int cols = least(PANEL, n_out - p * PANEL);
-        for (int r = 0; r < rows; r += MR32) {
-            const float *xr = x + (size_t)r * ldx;
-            float *yr = y + (size_t)r * ldy + p * PANEL;
-            BLOCK_ROWS(block_f32, least(MR32, rows - r), xr, ldx, w + (size_t)p * stride, k, yr,
-                       ldy, cols)
-        }
+/* The number of rows of a block is a constant in each case, so that accumulators stay in registers.
+ */
+#define DEFINE_GEMM(suffix, type, padded)                                                          \
+    static void gemm_##suffix(const void *rows_packed, int rows, const type *w, int panels, int k, \
+                              float *y, size_t ldy, int n_out)                                     \
+    {                                                                                              \
+        const float *x = rows_packed;                                                              \
+        const size_t stride = (size_t)(padded)*PANEL;                                              \
+        int p = 0;                                                                                 \
+        if (rows == 1)                                                                             \
+            for (; (p + GEMV_PANELS) * PANEL <= n_out; p += GEMV_PANELS)                           \
+                gemv_##suffix(x, w + (size_t)p * stride, stride, k, y + p * PANEL);                \
+        for (; p < panels; p++) {                                                                  \
+            const int cols = least(PANEL, n_out - p * PANEL);                                      \
+            const type *wp = w + (size_t)p * stride;                                               \
+            for (int r = 0; r < rows; r += MR) {                                                   \
+                const float *xr = x + (size_t)r * (size_t)k;                                       \
+                float *yr = y + (size_t)r * ldy + p * PANEL;                                       \
+                switch (least(MR, rows - r)) {                                                     \
+                case 1:                                                                            \
+                    block_##suffix(1, xr, wp, k, yr, ldy, cols);                                   \
+                    break;                                                                         \
+                case 2:                                                                            \
+                    block_##suffix(2, xr, wp, k, yr, ldy, cols);                                   \
+                    break;                                                                         \
+                case 3:                                                                            \
+                    block_##suffix(3, xr, wp, k, yr, ldy, cols);                                   \
+                    break;                                                                         \
+                case 4:                                                                            \
+                    block_##suffix(4, xr, wp, k, yr, ldy, cols);                                   \
+                    break;                                                                         \
+                case 5:                                                                            \
+                    block_##suffix(5, xr, wp, k, yr, ldy, cols);                                   \
+                    break;                                                                         \
+                default:                                                                           \
+                    block_##suffix(6, xr, wp, k, yr, ldy, cols);                                   \
+                    break;                                                                         \
+                }                                                                                  \
+            }                                                                                      \
+        }                                                                                          \
     }
-}
-
+DEFINE_GEMM(f32, float, k)
 #ifndef FAMILY_CUSTOM
-static void gemm_bf16_rows_f32(const void *rows_f32, size_t ldx, int rows, const uint16_t *w,
-                               int panels, int k, float *y, size_t ldy, int n_out)
-{
-    const float *x = rows_f32;
-    const size_t stride = (size_t)((k + 1) / 2 * 2) * PANEL;
-    int p = 0;
-    if (rows == 1)
-        for (; (p + GEMV_PANELS) * PANEL <= n_out; p += GEMV_PANELS)
-            gemv_bf16(GEMV_PANELS, x, w + (size_t)p * stride, stride, k, y + p * PANEL);
-    for (; p < panels; p++) {
-        const int cols = least(PANEL, n_out - p * PANEL);
-        for (int r = 0; r < rows; r += MR16) {
-            const float *xr = x + (size_t)r * ldx;
-            float *yr = y + (size_t)r * ldy + p * PANEL;
-            BLOCK_ROWS(block_bf16, least(MR16, rows - r), xr, ldx, w + (size_t)p * stride, k, yr,
-                       ldy, cols)
-        }
-    }
-}
-
+DEFINE_GEMM(bf16, uint16_t, (k + 1) / 2 * 2)
 #endif
 
 /* ---- row operations
@@ -426,10 +423,14 @@ const struct kernels FAMILY = {
     .backend = "cpu-" FAMILY_NAME,
     .panel = PANEL,
     .k_align = 2,
-    .bf16_rows = false,
+    .block_rows = MR,
     .supported = FAMILY_SUPPORTED,
+    .packed_row_f32 = packed_row_f32,
+    .packed_row_bf16 = packed_row_f32,
+    .pack_rows_f32 = pack_rows_f32,
+    .pack_rows_bf16 = pack_rows_f32,
     .gemm_f32 = gemm_f32,
-    .gemm_bf16 = gemm_bf16_rows_f32,
+    .gemm_bf16 = gemm_bf16,
     .rmsnorm = rmsnorm,
     .swiglu = swiglu,
     .attend_f32 = attend_f32,

@@ -4,8 +4,6 @@
 // choice of a family by name or by what the CPU reports.
 #define VL               4
 #define NV               2
-#define MR32             4
-#define MR16             2
 #define FAMILY           kernels_generic
 #define FAMILY_NAME      "generic"
 #define FAMILY_SUPPORTED always

@@ -101,7 +101,7 @@ static void tile_product(void *arg, size_t begin, size_t end, int thread)
     static uint16_t w[2][512 * 64], x[2][64 * 512];
     static float y[2][64 * 64];
     for (size_t i = begin; i < end; i++)
-        k->gemm_bf16(x[thread % 2], 512, 64, w[thread % 2], 1, 512, y[thread % 2], 64, 64);
+        k->gemm_bf16(x[thread % 2], 64, w[thread % 2], 1, 512, y[thread % 2], 64, 64);
 }
 
 static double tile_gflops(struct bench *b, const struct kernels *k)

@@ -35,13 +35,17 @@ CONFIG = {
     "tie_word_embeddings": False, "torch_dtype": "bfloat16", "use_cache": True, "vocab_size": chat_tokens.ROWS}
 BALANCE, ROUTER_Z = 0.01, 1e-4
 POOL = 512          # rows generated at once, sorted by length and cut into batches
+# The course of training, in pools: (last pool, plain texts, share of the default system message, longest dialogue).
+# First the language-model phase; then chat tuning, mostly with short system messages while copying and
+# recall form, because the long one costs a third of all tokens and teaches little; last the full mixture.
+STAGES = ((16, True, 0.65, 30), (28, False, 0.65, 30), (80, False, 0.15, 10), (None, False, 0.65, 30))
 
 
 class Batches:
     """Batches in an order fixed by the seed; `at` = (pool, batch in it) is all there is to resume from."""
 
-    def __init__(self, sp, seed, tokens, phase_pools):
-        self.sp, self.seed, self.tokens, self.phase_pools = sp, seed, tokens, phase_pools
+    def __init__(self, sp, seed, tokens):
+        self.sp, self.seed, self.tokens = sp, seed, tokens
         self.pool, self.index, self.ready = 0, 0, None
 
     def _row(self, stream, plain, rng):
@@ -59,8 +63,9 @@ class Batches:
     def _make(self):
         seed = self.seed * 1000003 + self.pool
         rng = random.Random(f"order-{seed}")
-        plain = dialogues.plain_documents(seed) if self.pool < self.phase_pools else None
-        stream = dialogues.training(seed)
+        _, texts, default_share, longest = next(s for s in STAGES if s[0] is None or self.pool < s[0])
+        plain = dialogues.plain_documents(seed) if texts else None
+        stream = dialogues.training(seed, longest, default_share)
         rows = sorted((self._row(stream, plain, rng) for _ in range(POOL)), key=lambda r: len(r[0]))
         batches, start = [], 0
         while start < len(rows):
@@ -154,7 +159,6 @@ def parse():
     parser.add_argument("--decay-steps", type=int, default=1400, help="the last steps, over which the rate falls")
     parser.add_argument("--warmup", type=int, default=60)
     parser.add_argument("--batch-tokens", type=int, default=6144)
-    parser.add_argument("--phase-pools", type=int, default=16, help="pools of 512 rows in the language-model phase")
     parser.add_argument("--lr", type=float, default=0.015, help="of Muon")
     parser.add_argument("--adam-lr", type=float, default=0.003)
     parser.add_argument("--weight-decay", type=float, default=0.05)
@@ -179,7 +183,7 @@ def main():
     model.to(device)
     optimiser = Muon(model, args.lr, args.adam_lr, args.weight_decay, CONFIG["head_dim"])
     average = {k: v.detach().clone() for k, v in model.state_dict().items()}
-    batches = Batches(sp, args.seed, args.batch_tokens, args.phase_pools)
+    batches = Batches(sp, args.seed, args.batch_tokens)
     step, seconds, tokens = 0, 0.0, 0
     checkpoint = os.path.join(args.work, "checkpoint.pt")
     if os.path.exists(checkpoint):

@@ -55,8 +55,9 @@ struct harness {
 static inline void on_notify(void *arg)
 {
     struct harness *h = arg;
+    bool stop = atomic_exchange(&h->hold, false); /* asked for before this notify, not after it */
     sem_post(&h->notified);
-    if (atomic_exchange(&h->hold, false)) {
+    if (stop) {
         sem_post(&h->held);
         sem_wait(&h->gate);
     }

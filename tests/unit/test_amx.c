@@ -94,14 +94,15 @@ static void check(int rows, int k, int n)
     const int padded = (k + 31) / 32 * 32, panels = (n + 63) / 64;
     float *w = malloc((size_t)(n * k) * sizeof *w), *y = malloc((size_t)(rows * n + 4) * sizeof *y);
     uint16_t *x = calloc((size_t)(rows * padded), sizeof *x);
-    for (int i = 0; i < n * k; i++) w[i] = (float)(i * 2654435761u % 1000u) / 500.0f - 1.0f;
+    for (int i = 0; i < n * k; i++)
+        w[i] = (float)((unsigned)i * 2654435761u % 1000u) / 500.0f - 1.0f;
     for (int r = 0; r < rows; r++)
         for (int i = 0; i < k; i++)
             x[r * padded + i] =
                 f32_to_bf16((float)((unsigned)(r * k + i) * 40503u % 777u) / 388.0f - 1.0f);
     uint16_t *p = packed(w, n, k, padded);
     for (int i = 0; i < rows * n + 4; i++) y[i] = 12345.0f;
-    kernels_amx_emulated.gemm_bf16(x, (size_t)padded, rows, p, panels, k, y, (size_t)n, n);
+    kernels_amx_emulated.gemm_bf16(x, rows, p, panels, k, y, (size_t)n, n);
     for (int r = 0; r < rows; r++)
         for (int o = 0; o < n; o++) {
             double want = 0;
@@ -114,8 +115,7 @@ static void check(int rows, int k, int n)
 
     /* one row alone: the same bits */
     float *one = malloc((size_t)n * sizeof *one);
-    kernels_amx_emulated.gemm_bf16(x + (rows - 1) * padded, (size_t)padded, 1, p, panels, k, one,
-                                   (size_t)n, n);
+    kernels_amx_emulated.gemm_bf16(x + (rows - 1) * padded, 1, p, panels, k, one, (size_t)n, n);
     assert_memory_equal(one, y + (rows - 1) * n, (size_t)n * sizeof *one);
     free(w), free(x), free(y), free(p), free(one);
 }

@@ -349,10 +349,42 @@ static void test_split_character(void **state)
     feed(&run, 0, &ev);
     output_is(&run,
               CHUNK "{\"index\":0,\"delta\":{\"content\":\"\xC3\xA9\"},\"logprobs\":{\"content\":["
-                    "{\"token\":\"\\\\xc3\",\"logprob\":-9999,\"bytes\":[195],\"top_logprobs\":["
+                    "{\"token\":\"\\\\xc3\",\"logprob\":-9999.0,\"bytes\":[195],\"top_logprobs\":["
                     "{\"token\":\"q\",\"logprob\":-0.125,\"bytes\":[113]}]},"
                     "{\"token\":\"\\\\xa9\",\"logprob\":-2,\"bytes\":[169],\"top_logprobs\":[]}],"
                     "\"refusal\":null},\"finish_reason\":null}]}\n\n");
+    end(&run);
+}
+
+static int shown_tokens(struct run *run)
+{
+    cJSON *body = body_of(run);
+    const cJSON *lp = cJSON_GetObjectItem(choice_of(body, 0), "logprobs");
+    int n = cJSON_GetArraySize(cJSON_GetObjectItem(lp, "content"));
+    cJSON_Delete(body);
+    return n;
+}
+
+static void test_tokens_shown(void **state)
+{
+    (void)state;
+    // A space that is dropped does not delay the tokens after it.
+    struct run run;
+    start(&run, API_CHAT, &support.env, STREAM "\"logprobs\":true}");
+    drop_output(&run);
+    feed_bytes(&run, 0, " H");
+    assert_non_null(strstr(run.out.data, "{\"token\":\" \""));
+    assert_non_null(strstr(run.out.data, "{\"token\":\"H\""));
+    end(&run);
+
+    // Of a token cut by a stop string nothing is told, even after U+FFFD, which is longer than the
+    // byte it stands for.
+    start(&run, API_CHAT, &support.env, CHAT "\"logprobs\":true,\"stop\":\"xy\"}");
+    feed_bytes(&run, 0,
+               "\xE2"
+               "axy");
+    assert_int_equal(run.cancels, 1);
+    assert_int_equal(shown_tokens(&run), 2);
     end(&run);
 }
 
@@ -414,12 +446,14 @@ static void test_prompt_token_ids(void **state)
 {
     (void)state;
     struct run run;
-    start(&run, API_CHAT, &support.env, STREAM "\"return_token_ids\":true}");
+    start(&run, API_CHAT, &support.env, STREAM "\"return_token_ids\":true,\"n\":2}");
     struct sched_job job;
     api_job(run.r, 0, 1, &job);
     char first[32];
     snprintf(first, sizeof first, "],\"prompt_token_ids\":[%d,", job.prompt[0]);
-    assert_non_null(strstr(run.out.data, first));
+    char *found = strstr(run.out.data, first);
+    assert_non_null(found);
+    assert_null(strstr(found + sizeof "],\"prompt_token_ids\"", "prompt_token_ids"));
     end(&run);
 
     start(&run, API_CHAT, &support.env, CHAT "\"return_token_ids\":true}");
@@ -459,6 +493,26 @@ static void test_completion_stream(void **state)
                    "],\"usage\":{\"prompt_tokens\":2,\"completion_tokens\":2,\"total_tokens\":4,"
                    "\"prompt_tokens_details\":{\"cached_tokens\":0}}}\n\ndata: [DONE]\n\n");
     end(&run);
+}
+
+static void test_leading_space(void **state)
+{
+    (void)state;
+    // A completion continues its prompt, space and all, unless there is none.
+    char empty[96];
+    snprintf(empty, sizeof empty, "{\"model\":\"m\",\"prompt\":[%d]}", support.info.start_id);
+    const char *const bodies[] = {"{\"model\":\"m\",\"prompt\":\"a\"}",
+                                  "{\"model\":\"m\",\"prompt\":\"\"}", empty};
+    for (int i = 0; i < 3; i++) {
+        struct run run;
+        start(&run, API_COMPLETION, &support.env, bodies[i]);
+        feed_bytes(&run, 0, " c");
+        feed_done(&run, 0, SCHED_LENGTH);
+        cJSON *body = body_of(&run);
+        assert_string_equal(string_of(choice_of(body, 0), "text"), i == 0 ? " c" : "c");
+        cJSON_Delete(body);
+        end(&run);
+    }
 }
 
 static void feed_score(struct run *run, size_t position, int32_t id, float logprob, int32_t top)
@@ -542,23 +596,24 @@ static void test_echo_only(void **state)
 static void test_echo_text(void **state)
 {
     (void)state;
-    // A text is repeated as it was sent, and offsets count its characters, not its pieces.
+    // A text is repeated as it was sent, and offsets count its characters, not those of its pieces:
+    // the tokenizer makes one space of two.
     struct run run;
     start(&run, API_COMPLETION, &support.env,
-          "{\"model\":\"m\",\"prompt\":\"\xC3\xA9 b\",\"echo\":true,\"logprobs\":0}");
+          "{\"model\":\"m\",\"prompt\":\"\xC3\xA9  b\",\"echo\":true,\"logprobs\":0}");
     struct sched_job job;
     api_job(run.r, 0, 1, &job);
     for (size_t i = 1; i < job.n_prompt; i++) feed_score(&run, i, job.prompt[i], -1, job.prompt[i]);
     feed_bytes(&run, 0, "c");
     feed_done(&run, 0, SCHED_LENGTH);
     cJSON *body = body_of(&run);
-    assert_string_equal(string_of(choice_of(body, 0), "text"), "\xC3\xA9 bc");
+    assert_string_equal(string_of(choice_of(body, 0), "text"), "\xC3\xA9  bc");
     const cJSON *lp = cJSON_GetObjectItem(choice_of(body, 0), "logprobs");
     const cJSON *offsets = cJSON_GetObjectItem(lp, "text_offset");
     int n = cJSON_GetArraySize(offsets);
     assert_int_equal(n, job.n_prompt + 1);
     assert_int_equal(cJSON_GetArrayItem(offsets, 0)->valueint, 0);
-    assert_int_equal(cJSON_GetArrayItem(offsets, n - 1)->valueint, 3);
+    assert_int_equal(cJSON_GetArrayItem(offsets, n - 1)->valueint, 4);
     cJSON_Delete(body);
     end(&run);
 }
@@ -767,7 +822,8 @@ int main(void)
         cmocka_unit_test(test_chat_stream),        cmocka_unit_test(test_chat_whole),
         cmocka_unit_test(test_empty_answer),       cmocka_unit_test(test_stop_string),
         cmocka_unit_test(test_stop_options),       cmocka_unit_test(test_special_tokens),
-        cmocka_unit_test(test_split_character),    cmocka_unit_test(test_interleaved),
+        cmocka_unit_test(test_split_character),    cmocka_unit_test(test_tokens_shown),
+        cmocka_unit_test(test_interleaved),        cmocka_unit_test(test_leading_space),
         cmocka_unit_test(test_interleaved_stream), cmocka_unit_test(test_prompt_token_ids),
         cmocka_unit_test(test_completion_stream),  cmocka_unit_test(test_echo_scores),
         cmocka_unit_test(test_echo_only),          cmocka_unit_test(test_echo_text),

@@ -272,7 +272,7 @@ static void test_named_specials(void **state)
     put_model_with("<tool>", 4);
     struct engine_tokenizer *t = open_temp();
     assert_int_equal(tokenizer_size(t), N_PIECES + 1);
-    CHECK_IDS(t, "a<tool>b", 265, N_PIECES, 310);
+    CHECK_IDS(t, "a<tool>b", 265, N_PIECES, 284);
     tokenizer_close(t);
     for (int i = 0; i < 4; i++) {
         empty_folder();
@@ -441,6 +441,17 @@ static void test_wrong_folders(void **state)
     refuse(N_PIECES - 1, "420", "419");
     put_model_changed("\x04</s>", "\x04</q>", 5);
     refuse(1000, "</s>", "eos_token");
+
+    /* The normaliser's table begins with the length of its first part, 0x2b400 bytes here. */
+    const char whole[] = "\x12\xf9\xbf\x0e\x00\xb4\x02\x00";
+    const char *const lengths[] = {"\x04\x00\x00\x00", "\x01\xb4\x02\x00", "\xfc\xff\xff\x7f"};
+    for (size_t i = 0; i < 3; i++) {
+        char wrong[sizeof whole];
+        memcpy(wrong, whole, sizeof whole);
+        memcpy(wrong + 4, lengths[i], 4);
+        put_model_changed(whole, wrong, 8);
+        refuse(1000, "spiece.model", "damaged");
+    }
 }
 
 /* Cut anywhere, the model file is refused or, cut between two fields, still whole in itself. */
