@@ -36,6 +36,7 @@ struct conn {
     struct request *request;
     int fd;
     double deadline; /* the header of the next request must be complete by then */
+    bool hung_up;    /* the last sweep found the other side gone */
 };
 
 enum request_phase {
@@ -174,7 +175,7 @@ void request_resume(struct request *r);
 void request_abort(struct request *r);
 void request_ref(struct request *r);
 void request_unref(struct request *r);
-/* Hangs up on senders that take too long. */
+/* Hangs up on senders that take too long or have left. */
 void request_sweep(struct server *s, double now);
 /* Requests that a drain waits for. */
 bool request_any_active(const struct server *s);

@@ -7,6 +7,7 @@
 #include "server/http.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -44,6 +45,7 @@ static struct request *request_new(struct server *s, struct MHD_Connection *mhd)
     r->mhd = mhd;
     r->conn = info->socket_context;
     r->conn->request = r;
+    r->conn->hung_up = false;
     r->refs = 1;
     r->began = cfg_now();
     /* A mixed counter: unique here, and not to be guessed from the one before. */
@@ -69,6 +71,7 @@ void request_completed(void *cls, struct MHD_Connection *mhd, void **ctx,
     generate_end(r);
     stream_unwatch(r); /* before libmicrohttpd closes the descriptor */
     r->conn->request = NULL;
+    r->conn->hung_up = false;
     r->conn->deadline = cfg_now() + HTTP_IDLE_SECONDS + HTTP_HEADER_SECONDS;
     r->mhd = NULL;
     r->conn = NULL;
@@ -134,17 +137,45 @@ void request_abort(struct request *r)
     request_resume(r);
 }
 
+static bool is_sending(const struct conn *c)
+{
+    return c->request == NULL || c->request->phase == REQUEST_UPLOAD;
+}
+
+/* libmicrohttpd misses a FIN that arrives together with data and would keep the connection until
+ * it times out. Twice in a row, since what was sent before the FIN may be waiting to be read. */
+static void sweep_gone(struct server *s)
+{
+    enum { BATCH = 256 };
+    struct pollfd p[BATCH];
+    struct conn *of[BATCH];
+    for (struct conn *c = s->conns; c != NULL;) {
+        nfds_t n = 0;
+        for (; c != NULL && n < BATCH; c = c->next) {
+            if (!is_sending(c)) continue;
+            p[n] = (struct pollfd){.fd = c->fd, .events = POLLRDHUP};
+            of[n++] = c;
+        }
+        if (poll(p, n, 0) < 0) return;
+        for (nfds_t i = 0; i < n; i++) {
+            if (p[i].revents != 0 && of[i]->hung_up) shutdown(of[i]->fd, SHUT_RDWR);
+            of[i]->hung_up = p[i].revents != 0;
+        }
+    }
+}
+
+/* A shutdown wakes libmicrohttpd through epoll. */
 void request_sweep(struct server *s, double now)
 {
     for (struct conn *c = s->conns; c != NULL; c = c->next) {
         const struct request *r = c->request;
         double deadline = c->deadline;
-        if (r != NULL) {
-            if (r->phase != REQUEST_UPLOAD) continue;
+        if (!is_sending(c)) continue;
+        if (r != NULL)
             deadline = r->began + HTTP_BODY_SECONDS + (double)r->received / HTTP_BODY_RATE;
-        }
-        if (now > deadline) shutdown(c->fd, SHUT_RDWR); /* epoll then wakes libmicrohttpd */
+        if (now > deadline) shutdown(c->fd, SHUT_RDWR);
     }
+    sweep_gone(s);
 }
 
 bool request_any_active(const struct server *s)

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// fuzz_api.c: request bodies of any bytes. The first byte chooses endpoint and environment, the
-// rest is the body. An accepted request is answered too, with tokens taken from the body, so that
-// every field's effect on the rendering is reached; what comes out must be JSON. The demo model's
-// tokenizer is used where it is found (run in the repository's root), else only token ids work.
+// fuzz_api.c: request bodies of any bytes. The first byte (0 to 7) chooses endpoint and tokenizer,
+// the rest is the body. An accepted request is answered too, with tokens taken from the body, so
+// that every field's effect on the rendering is reached; what comes out must be JSON. The demo
+// model's tokenizer is used where it is found (run in the repository's root), else only token ids
+// work.
 #include <cjson/cJSON.h>
 #include <stdlib.h>
 #include <string.h>

@@ -82,9 +82,9 @@ def _length(rng, longest):
     return rng.randint(7, longest)
 
 
-def _plan(rng, turns, focus):
+def _plan(rng, turns, focus, weights):
     """The skills of a dialogue's turns: a free mixture, or many of one kind where `focus` names it."""
-    plan = rng.choices(_FUNCTIONS, _WEIGHTS, k=turns)
+    plan = rng.choices(_FUNCTIONS, weights, k=turns)
     if focus:
         plan = [focus if rng.random() < 0.6 else f for f in plan]
     if turns > 1 and skills.ask in plan and skills.tell not in plan[:plan.index(skills.ask)]:
@@ -94,12 +94,12 @@ def _plan(rng, turns, focus):
     return plan
 
 
-def _dialogue(rng, longest, default_share):
+def _dialogue(rng, longest, default_share, weights):
     state = skills.State(lower=rng.random() < 0.2)
     focus = rng.choice(_FUNCTIONS[1:6]) if rng.random() < 0.15 else None
     system = _system(rng, default_share)
     out = [{"role": "system", "content": system}]
-    for function in _plan(rng, _length(rng, longest), focus):
+    for function in _plan(rng, _length(rng, longest), focus, weights):
         out += _turn(rng, state, function)
     return out
 
@@ -110,17 +110,18 @@ def is_held_out(dialogue):
     return hashlib.sha256(said.encode()).digest()[0] % HELD_OUT_SHARE == 0
 
 
-def _stream(seed, want_held_out, longest, default_share):
+def _stream(seed, want_held_out, longest, default_share, mixture=None):
+    weights = [mixture[name] for name in SKILL_NAMES] if mixture else _WEIGHTS
     rng = random.Random(f"{'held-out' if want_held_out else 'train'}-{seed}")
     while True:
-        one = _dialogue(rng, longest, default_share)
+        one = _dialogue(rng, longest, default_share, weights)
         if is_held_out(one) == want_held_out:
             yield one
 
 
-def training(seed, longest=30, default_share=0.65):
-    """An endless stream of training dialogues."""
-    return _stream(seed, False, longest, default_share)
+def training(seed, longest=30, default_share=0.65, mixture=None):
+    """An endless stream of training dialogues; `mixture` may give every skill another weight."""
+    return _stream(seed, False, longest, default_share, mixture)
 
 
 def held_out(seed, n, longest=30, default_share=0.65):

@@ -35,10 +35,14 @@ CONFIG = {
     "tie_word_embeddings": False, "torch_dtype": "bfloat16", "use_cache": True, "vocab_size": chat_tokens.ROWS}
 BALANCE, ROUTER_Z = 0.01, 1e-4
 POOL = 512          # rows generated at once, sorted by length and cut into batches
-# The course of training, in pools: (last pool, plain texts, share of the default system message, longest dialogue).
+# In the copying stage what is already known by heart (greetings, facts, refusals) comes up less often.
+COPYING = {"tell": 24, "recall": 26, "arithmetic": 12, "spell": 11, "reverse": 10, "count": 14, "greeting": 2,
+           "small talk": 1, "openmoe": 1, "cannot": 3}
+# The course of training: (last pool, plain texts, share of the default system message, longest dialogue, weights).
 # First the language-model phase; then chat tuning, mostly with short system messages while copying and
 # recall form, because the long one costs a third of all tokens and teaches little; last the full mixture.
-STAGES = ((16, True, 0.65, 30), (28, False, 0.65, 30), (80, False, 0.15, 10), (None, False, 0.65, 30))
+STAGES = ((16, True, 0.65, 30, None), (27, False, 0.65, 30, None), (80, False, 0.1, 10, COPYING),
+          (None, False, 0.65, 30, None))
 
 
 class Batches:
@@ -54,8 +58,7 @@ class Batches:
             ids = ([chat_tokens.PAD] + self.sp.encode(next(plain)) + [chat_tokens.EOS])[:room]
             return ids, [1.0] * len(ids)
         ids, spans = chat_tokens.dialogue_ids(self.sp, next(stream), room)
-        # in chat tuning the user's words count a little, enough to keep the language-model skill
-        weights = [1.0 if plain is not None else 0.1] * len(ids)
+        weights = [1.0 if plain is not None else 0.0] * len(ids)
         for start, end in spans:
             weights[start:end] = [1.0] * (end - start)
         return ids, weights
@@ -63,9 +66,9 @@ class Batches:
     def _make(self):
         seed = self.seed * 1000003 + self.pool
         rng = random.Random(f"order-{seed}")
-        _, texts, default_share, longest = next(s for s in STAGES if s[0] is None or self.pool < s[0])
+        _, texts, default_share, longest, mixture = next(s for s in STAGES if s[0] is None or self.pool < s[0])
         plain = dialogues.plain_documents(seed) if texts else None
-        stream = dialogues.training(seed, longest, default_share)
+        stream = dialogues.training(seed, longest, default_share, mixture)
         rows = sorted((self._row(stream, plain, rng) for _ in range(POOL)), key=lambda r: len(r[0]))
         batches, start = [], 0
         while start < len(rows):
@@ -88,7 +91,8 @@ class Batches:
         longest = max(len(ids) for ids, _ in rows)
         ids = torch.tensor([r[0] + [0] * (longest - len(r[0])) for r in rows])
         weights = torch.tensor([r[1] + [0.0] * (longest - len(r[1])) for r in rows])
-        return ids, weights[:, 1:].contiguous(), (weights.view(-1) > 0).nonzero()[:, 0]
+        real = torch.tensor([[True] * len(r[0]) + [False] * (longest - len(r[0])) for r in rows])
+        return ids, weights[:, 1:].contiguous(), real.view(-1).nonzero()[:, 0]
 
 
 def losses(model, ids, weights, valid):
