@@ -79,7 +79,7 @@ $(BUILD)/bench/%: $(BUILD)/obj/tests/bench/%.o $(BUILD)/libopenmoed.a
 $(BUILD)/fuzz/%: $(BUILD)/obj/tests/fuzz/%.o $(BUILD)/libopenmoed.a
 	@mkdir -p $(@D)
 	@echo "  ld  $@"
-	@$(CC) -fsanitize=address,undefined,fuzzer $^ $(LDLIBS) -o $@
+	@$(CXX) -fsanitize=address,undefined,fuzzer $^ $(LDLIBS) -o $@
 
 units: $(UNIT)
 benches: $(BENCH)

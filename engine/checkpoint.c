@@ -311,6 +311,7 @@ static int add_indexed(struct checkpoint *c, const char *folder, const struct la
     if (rc != CFG_OK) return rc;
     rc = list_entries(index, root, &entries, &n, err);
     if (rc != CFG_OK) goto delete_json;
+    /* NOLINTNEXTLINE(clang-analyzer-core.NonNullParamChecker): CFG_OK means one entry at least */
     qsort(entries, n, sizeof *entries, by_shard);
     for (size_t i = 0; i < n; i++) {
         if (i > 0 && strcmp(entries[i - 1].shard, entries[i].shard) == 0) continue;

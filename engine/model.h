@@ -62,9 +62,10 @@ int model_capacity(const struct hfconfig *cfg, int n_rows);
 /* ---- weights.c
  * ------------------------------------------------------------------------------------ */
 
+enum slot_kind { SLOT_MATRIX, SLOT_VECTOR, SLOT_TABLE };
 /* One weight to load: where it lies and which pointer of the model it goes to. */
 struct weight_slot {
-    enum { SLOT_MATRIX, SLOT_VECTOR, SLOT_TABLE } kind;
+    enum slot_kind kind;
     struct weight_source src;
     void *dest;                  /* struct weight ** or float ** */
     const struct tensor *tensor; /* NULL for dummies */

@@ -83,7 +83,7 @@ static void add_slot(struct binder *b, const struct weight_slot *slot)
 }
 
 /* A whole tensor [rows, cols] as one weight. */
-static void bind(struct binder *b, int kind, void *dest, int64_t rows, int64_t cols,
+static void bind(struct binder *b, enum slot_kind kind, void *dest, int64_t rows, int64_t cols,
                  const char *name)
 {
     const int64_t dims[] = {rows, cols};

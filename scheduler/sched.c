@@ -85,7 +85,8 @@ static bool take_in(struct sched *s)
     struct runner *r = &s->runner;
     struct shared *sh = &s->sh;
     pthread_mutex_lock(&s->lock);
-    while (!sh->closing && !sh->inbox.head && !sh->cancels && r->n_running == 0)
+    while (!sh->closing && !sh->inbox.head && !sh->cancels && !r->waiting.head &&
+           r->n_running == 0)
         pthread_cond_wait(&s->wake, &s->lock);
     seq_list_append(&r->waiting, &sh->inbox);
     if (sh->cancels) runner_cancel(r, false);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // generate.c: joins a parsed request to the scheduler. Its jobs get consecutive ids, so that the
-// choice an event belongs to is a difference; a hash table leads from the id to the request. An id
+// choice an event belongs to is a difference; a table leads from the id to the request. An id
 // leaves the table when its job is done, ended by a stop string, or given up: events that still
 // come for it find nobody and are dropped. No reply is queued before the first event, so that a
 // job that fails at once is still a real HTTP error.
@@ -9,72 +9,6 @@
 
 #include <stdlib.h>
 #include <string.h>
-
-/* ---- id -> request */
-
-static size_t slot_of(const struct job_table *t, uint64_t id)
-{
-    return (size_t)((id * 0x9E3779B97F4A7C15u) >> 32) & (t->capacity - 1);
-}
-
-static int job_reserve(struct job_table *t, size_t more)
-{
-    size_t capacity = t->capacity > 0 ? t->capacity : 64;
-    while (capacity < 2 * (t->used + more)) capacity *= 2;
-    if (capacity == t->capacity) return 0;
-    struct job_table bigger = {
-        .slots = calloc(capacity, sizeof *bigger.slots), .capacity = capacity, .used = t->used};
-    if (bigger.slots == NULL) return -1;
-    for (size_t i = 0; i < t->capacity; i++) {
-        if (t->slots[i].id == 0) continue;
-        size_t j = slot_of(&bigger, t->slots[i].id);
-        while (bigger.slots[j].id != 0) j = (j + 1) & (capacity - 1);
-        bigger.slots[j] = t->slots[i];
-    }
-    free(t->slots);
-    *t = bigger;
-    return 0;
-}
-
-/* Room was reserved. */
-static void job_add(struct job_table *t, uint64_t id, struct request *r)
-{
-    size_t i = slot_of(t, id);
-    while (t->slots[i].id != 0) i = (i + 1) & (t->capacity - 1);
-    t->slots[i] = (struct job_slot){id, r};
-    t->used++;
-}
-
-static struct job_slot *job_find(struct job_table *t, uint64_t id)
-{
-    if (t->capacity == 0) return NULL;
-    for (size_t i = slot_of(t, id); t->slots[i].id != 0; i = (i + 1) & (t->capacity - 1))
-        if (t->slots[i].id == id) return &t->slots[i];
-    return NULL;
-}
-
-/* Closes the gap, so that no search ends early: a later entry moves up unless its own place lies
- * between the gap and where it is. */
-static void job_remove(struct job_table *t, uint64_t id)
-{
-    struct job_slot *slot = job_find(t, id);
-    if (slot == NULL) return;
-    const size_t mask = t->capacity - 1;
-    size_t gap = (size_t)(slot - t->slots);
-    for (size_t i = (gap + 1) & mask; t->slots[i].id != 0; i = (i + 1) & mask) {
-        if (((i - slot_of(t, t->slots[i].id)) & mask) < ((i - gap) & mask)) continue;
-        t->slots[gap] = t->slots[i];
-        gap = i;
-    }
-    t->slots[gap] = (struct job_slot){0};
-    t->used--;
-}
-
-void generate_job_table_free(struct job_table *t)
-{
-    free(t->slots);
-    *t = (struct job_table){0};
-}
 
 /* ---- begin and end */
 
@@ -110,7 +44,7 @@ static int submit(struct request *r)
     const size_t n = api_n_jobs(r->api);
     struct sched_job *jobs = calloc(n, sizeof *jobs);
     r->last_token = calloc(n, sizeof *r->last_token);
-    if (jobs == NULL || r->last_token == NULL || job_reserve(&s->jobs, n) != 0) {
+    if (jobs == NULL || r->last_token == NULL || jobs_reserve(&s->jobs, n) != 0) {
         free(jobs);
         return api_fail(&r->error, 500, NULL, NULL, "out of memory");
     }
@@ -121,7 +55,7 @@ static int submit(struct request *r)
     r->first_job = s->next_job;
     r->n_jobs = r->jobs_left = n;
     s->next_job += n;
-    for (size_t i = 0; i < n; i++) job_add(&s->jobs, r->first_job + i, r);
+    for (size_t i = 0; i < n; i++) jobs_add(&s->jobs, r->first_job + i, r);
     return 0;
 }
 
@@ -146,9 +80,9 @@ void generate_start(struct request *r, const char *url)
 static void drop_jobs(struct request *r)
 {
     for (size_t i = 0; i < r->n_jobs && r->jobs_left > 0; i++) {
-        if (job_find(&r->server->jobs, r->first_job + i) == NULL) continue;
+        if (jobs_find(&r->server->jobs, r->first_job + i) == NULL) continue;
         sched_cancel(r->server->sched, r->first_job + i);
-        job_remove(&r->server->jobs, r->first_job + i);
+        jobs_remove(&r->server->jobs, r->first_job + i);
         r->jobs_left--;
     }
 }
@@ -239,7 +173,7 @@ static void take_event(struct request *r, const struct sched_event *ev)
 
     note_times(r, choice, ev);
     if (ev->kind == SCHED_DONE) {
-        job_remove(&r->server->jobs, ev->id);
+        jobs_remove(&r->server->jobs, ev->id);
         r->jobs_left--;
         note_outcome(r, ev);
     }
@@ -256,9 +190,9 @@ static void take_event(struct request *r, const struct sched_event *ev)
         fail_generation(r, &err);
         return;
     }
-    if (cancel && job_find(&r->server->jobs, ev->id) != NULL) {
+    if (cancel && jobs_find(&r->server->jobs, ev->id) != NULL) {
         sched_cancel(r->server->sched, ev->id);
-        job_remove(&r->server->jobs, ev->id);
+        jobs_remove(&r->server->jobs, ev->id);
         r->jobs_left--;
     }
     note_unsent(r, ev, before);
@@ -272,9 +206,8 @@ void generate_deliver(struct server *s)
     sched_take(s->sched, &s->events);
     for (size_t i = 0; i < s->events.n; i++) {
         const struct sched_event *ev = &s->events.items[i];
-        const struct job_slot *slot = job_find(&s->jobs, ev->id);
-        if (slot == NULL) continue;
-        struct request *r = slot->request;
+        struct request *r = jobs_find(&s->jobs, ev->id);
+        if (r == NULL) continue;
         take_event(r, ev);
         if (r->dirty) continue;
         r->dirty = true;

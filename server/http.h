@@ -14,6 +14,7 @@
 #include <uv.h>
 
 #include "server/api.h"
+#include "server/jobs.h"
 #include "server/metrics.h"
 #include "server/server.h"
 
@@ -92,15 +93,6 @@ struct request {
     uv_work_t work;
 };
 
-/* id -> request of every live job: open addressing, a power of two, at most half full. */
-struct job_table {
-    struct job_slot {
-        uint64_t id; /* 0 = free */
-        struct request *request;
-    } * slots;
-    size_t capacity, used;
-};
-
 struct server {
     const struct cfg_options *opt;
     struct engine *engine;
@@ -122,7 +114,7 @@ struct server {
 
     struct conn *conns;
     struct request *requests;
-    struct job_table jobs;
+    struct jobs jobs; /* id -> request of every live job */
     struct sched_events events;
     uint64_t next_job;
     uint64_t id_base, next_id; /* of x-request-id */
@@ -190,7 +182,6 @@ void generate_start(struct request *r, const char *url);
 void generate_deliver(struct server *s);
 /* Cancels what still runs for r and settles its outcome. */
 void generate_end(struct request *r);
-void generate_job_table_free(struct job_table *t);
 
 /* ---- stream.c */
 

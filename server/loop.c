@@ -305,6 +305,6 @@ void server_close(struct server *s)
     close(s->listen_fd);
     free(s->url);
     sched_events_free(&s->events);
-    generate_job_table_free(&s->jobs);
+    jobs_free(&s->jobs);
     free(s);
 }

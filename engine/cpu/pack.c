@@ -12,6 +12,7 @@
 #include "engine/cpu/source.h"
 
 #define HUGE_PAGE ((size_t)2 << 20)
+#define MAX_PANEL 64
 #define K_TILE    64 /* inputs packed at a time: keeps source rows and destination in the L1 cache */
 
 void *region_alloc(struct region **list, size_t bytes)
@@ -73,52 +74,55 @@ struct pack_job {
     int panel; /* outputs of a panel */
 };
 
-/* Where number (output j of the panel, input i) stands: see kernels.h. */
-static size_t place(const struct pack_job *p, int i, int j)
+static uint32_t pair_of(uint16_t even, uint16_t odd)
 {
-    if (!p->w->bf16) return (size_t)i * (size_t)p->panel + (size_t)j;
-    return (size_t)(i / 2) * 2 * (size_t)p->panel + 2 * (size_t)j + (size_t)(i % 2);
+    return (uint32_t)even | (uint32_t)odd << 16;
 }
 
-/* Source rows are outputs: read a strip of inputs of each output. */
-static void pack_outputs(const struct pack_job *p, int panel, int cols, void *dst)
+/* Source rows are outputs: a strip of inputs of each output goes down one column of the panel. */
+static void pack_outputs_bf16(const struct pack_job *p, int64_t first, int cols, uint32_t *dst)
 {
-    union {
-        float f[K_TILE];
-        uint16_t h[K_TILE];
-    } strip;
-    for (int i0 = 0; i0 < p->w->k; i0 += K_TILE) {
+    for (int i0 = 0; i0 < p->w->k; i0 += K_TILE, dst += K_TILE / 2 * p->panel) {
         const int n = p->w->k - i0 < K_TILE ? p->w->k - i0 : K_TILE;
         for (int j = 0; j < cols; j++) {
-            const int64_t r = (int64_t)panel * p->panel + j;
-            if (p->w->bf16) {
-                source_read_bf16(p->src, r, i0, n, strip.h);
-                for (int i = 0; i < n; i++) ((uint16_t *)dst)[place(p, i0 + i, j)] = strip.h[i];
-            } else {
-                source_read(p->src, r, i0, n, strip.f);
-                for (int i = 0; i < n; i++) ((float *)dst)[place(p, i0 + i, j)] = strip.f[i];
-            }
+            uint16_t strip[K_TILE];
+            source_read_bf16(p->src, first + j, i0, n, strip);
+            if (n % 2) strip[n] = 0; /* K_TILE is even */
+            for (int i = 0; i < n; i += 2)
+                dst[i / 2 * p->panel + j] = pair_of(strip[i], strip[i + 1]);
         }
     }
 }
 
-/* Source rows are inputs: read the panel's outputs of each input. */
-static void pack_inputs(const struct pack_job *p, int panel, int cols, void *dst)
+static void pack_outputs_f32(const struct pack_job *p, int64_t first, int cols, float *dst)
 {
-    union {
-        float f[256];
-        uint16_t h[256];
-    } strip; /* a panel has at most 64 outputs */
-    for (int i = 0; i < p->w->k; i++) {
-        const int64_t c = (int64_t)panel * p->panel;
-        if (p->w->bf16) {
-            source_read_bf16(p->src, i, c, cols, strip.h);
-            for (int j = 0; j < cols; j++) ((uint16_t *)dst)[place(p, i, j)] = strip.h[j];
-        } else {
-            source_read(p->src, i, c, cols, strip.f);
-            memcpy((float *)dst + place(p, i, 0), strip.f, (size_t)cols * sizeof *strip.f);
+    for (int i0 = 0; i0 < p->w->k; i0 += K_TILE, dst += K_TILE * p->panel) {
+        const int n = p->w->k - i0 < K_TILE ? p->w->k - i0 : K_TILE;
+        for (int j = 0; j < cols; j++) {
+            float strip[K_TILE];
+            source_read(p->src, first + j, i0, n, strip);
+            for (int i = 0; i < n; i++) dst[i * p->panel + j] = strip[i];
         }
     }
+}
+
+/* Source rows are inputs: the panel's part of two neighbouring rows is interleaved. */
+static void pack_inputs_bf16(const struct pack_job *p, int64_t first, int cols, uint32_t *dst)
+{
+    uint16_t even[MAX_PANEL], odd[MAX_PANEL] = {0};
+    for (int i = 0; i < p->w->k; i += 2, dst += p->panel) {
+        source_read_bf16(p->src, i, first, cols, even);
+        if (i + 1 < p->w->k)
+            source_read_bf16(p->src, i + 1, first, cols, odd);
+        else
+            memset(odd, 0, sizeof odd);
+        for (int j = 0; j < cols; j++) dst[j] = pair_of(even[j], odd[j]);
+    }
+}
+
+static void pack_inputs_f32(const struct pack_job *p, int64_t first, int cols, float *dst)
+{
+    for (int i = 0; i < p->w->k; i++, dst += p->panel) source_read(p->src, i, first, cols, dst);
 }
 
 static void pack_panels(void *arg, size_t begin, size_t end, int thread)
@@ -126,13 +130,17 @@ static void pack_panels(void *arg, size_t begin, size_t end, int thread)
     (void)thread;
     const struct pack_job *p = arg;
     for (size_t panel = begin; panel < end; panel++) {
-        char *dst = (char *)p->w->data + panel * p->w->panel_elems * (p->w->bf16 ? 2 : 4);
-        const int left = p->w->n_out - (int)panel * p->panel;
+        void *dst = (char *)p->w->data + panel * p->w->panel_elems * (p->w->bf16 ? 2 : 4);
+        const int first = (int)panel * p->panel, left = p->w->n_out - first;
         const int cols = left < p->panel ? left : p->panel;
-        if (p->src->transposed)
-            pack_inputs(p, (int)panel, cols, dst);
+        if (p->w->bf16 && p->src->transposed)
+            pack_inputs_bf16(p, first, cols, dst);
+        else if (p->w->bf16)
+            pack_outputs_bf16(p, first, cols, dst);
+        else if (p->src->transposed)
+            pack_inputs_f32(p, first, cols, dst);
         else
-            pack_outputs(p, (int)panel, cols, dst);
+            pack_outputs_f32(p, first, cols, dst);
     }
 }
 

@@ -38,18 +38,19 @@ POOL = 512          # rows generated at once, sorted by length and cut into batc
 # In the copying stage what is already known by heart (greetings, facts, refusals) comes up less often.
 COPYING = {"tell": 24, "recall": 26, "arithmetic": 12, "spell": 11, "reverse": 10, "count": 14, "greeting": 2,
            "small talk": 1, "openmoe": 1, "cannot": 3}
-# The course of training: (last pool, plain texts, share of the default system message, longest dialogue, weights).
+# The course of training: (last pool, plain texts, share of the default system message, longest dialogue, weights,
+# tokens of a batch).
 # First the language-model phase; then chat tuning, mostly with short system messages while copying and
 # recall form, because the long one costs a third of all tokens and teaches little; last the full mixture.
-STAGES = ((16, True, 0.65, 30, None), (27, False, 0.65, 30, None), (80, False, 0.1, 10, COPYING),
-          (None, False, 0.65, 30, None))
+STAGES = ((16, True, 0.65, 30, None, 6144), (28, False, 0.65, 30, None, 6144), (80, False, 0.1, 10, COPYING, 4096),
+          (None, False, 0.65, 30, None, 4096))
 
 
 class Batches:
     """Batches in an order fixed by the seed; `at` = (pool, batch in it) is all there is to resume from."""
 
-    def __init__(self, sp, seed, tokens):
-        self.sp, self.seed, self.tokens = sp, seed, tokens
+    def __init__(self, sp, seed):
+        self.sp, self.seed = sp, seed
         self.pool, self.index, self.ready = 0, 0, None
 
     def _row(self, stream, plain, rng):
@@ -66,14 +67,14 @@ class Batches:
     def _make(self):
         seed = self.seed * 1000003 + self.pool
         rng = random.Random(f"order-{seed}")
-        _, texts, default_share, longest, mixture = next(s for s in STAGES if s[0] is None or self.pool < s[0])
+        _, texts, default_share, longest, mixture, tokens = next(s for s in STAGES if s[0] is None or self.pool < s[0])
         plain = dialogues.plain_documents(seed) if texts else None
         stream = dialogues.training(seed, longest, default_share, mixture)
         rows = sorted((self._row(stream, plain, rng) for _ in range(POOL)), key=lambda r: len(r[0]))
         batches, start = [], 0
         while start < len(rows):
             end = start + 1
-            while end < len(rows) and len(rows[end][0]) * (end + 1 - start) <= self.tokens:
+            while end < len(rows) and len(rows[end][0]) * (end + 1 - start) <= tokens:
                 end += 1
             batches.append(rows[start:end])
             start = end
@@ -115,7 +116,7 @@ def factor_at(step, args):
 
 
 @torch.no_grad()
-def probe(model, sp, device, count=160):
+def probe(model, sp, device, count=96):
     """Held-out replies that are right token by token when the history is given: a quick look, by skill."""
     right, total = {}, {}
     rows = [(d, *chat_tokens.dialogue_ids(sp, d, 1024)) for d in dialogues.held_out(7, count)]
@@ -162,7 +163,6 @@ def parse():
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--decay-steps", type=int, default=1400, help="the last steps, over which the rate falls")
     parser.add_argument("--warmup", type=int, default=60)
-    parser.add_argument("--batch-tokens", type=int, default=6144)
     parser.add_argument("--lr", type=float, default=0.015, help="of Muon")
     parser.add_argument("--adam-lr", type=float, default=0.003)
     parser.add_argument("--weight-decay", type=float, default=0.05)
@@ -187,7 +187,7 @@ def main():
     model.to(device)
     optimiser = Muon(model, args.lr, args.adam_lr, args.weight_decay, CONFIG["head_dim"])
     average = {k: v.detach().clone() for k, v in model.state_dict().items()}
-    batches = Batches(sp, args.seed, args.batch_tokens)
+    batches = Batches(sp, args.seed)
     step, seconds, tokens = 0, 0.0, 0
     checkpoint = os.path.join(args.work, "checkpoint.pt")
     if os.path.exists(checkpoint):
