@@ -63,7 +63,9 @@ static bool make_room(struct sched *s, struct sched_events *ev, size_t extra)
     while (!s->sh.closing && !events_reserve(ev, extra)) {
         struct timespec at;
         clock_gettime(CLOCK_REALTIME, &at);
-        at.tv_sec += 1;
+        at.tv_nsec += 50000000;
+        at.tv_sec += at.tv_nsec / 1000000000;
+        at.tv_nsec %= 1000000000;
         pthread_cond_timedwait(&s->wake, &s->lock, &at);
     }
     return !s->sh.closing;
@@ -85,8 +87,7 @@ static bool take_in(struct sched *s)
     struct runner *r = &s->runner;
     struct shared *sh = &s->sh;
     pthread_mutex_lock(&s->lock);
-    while (!sh->closing && !sh->inbox.head && !sh->cancels && !r->waiting.head &&
-           r->n_running == 0)
+    while (!sh->closing && !sh->inbox.head && !sh->cancels && !r->waiting.head && r->n_running == 0)
         pthread_cond_wait(&s->wake, &s->lock);
     seq_list_append(&r->waiting, &sh->inbox);
     if (sh->cancels) runner_cancel(r, false);

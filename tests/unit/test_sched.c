@@ -443,6 +443,20 @@ static void figures_add_up(void **state)
     harness_close(h);
 }
 
+static void events_wait_for_a_slow_taker(void **state)
+{
+    (void)state;
+    struct harness *h = harness_ready(&roomy);
+    struct sched_job job = greedy_job(1, some_prompt, 24, 200);
+    job.score_prompt = true;
+    submit(h, &job);
+    for (int steps = 0; steps < 200; steps++) sem_wait(&h->notified);
+    assert_int_equal(take(h), 23 + 200 + 1);
+    assert_true(h->answers[1].done);
+    assert_int_equal(take(h), 0);
+    harness_close(h);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -460,7 +474,9 @@ int main(void)
         cmocka_unit_test(drain_finishes_what_it_has),
         cmocka_unit_test(close_cuts_everything_short),
         cmocka_unit_test(figures_add_up),
+        cmocka_unit_test(events_wait_for_a_slow_taker),
     };
+    cfg_log_setup(CFG_LOG_ERROR, CFG_LOG_TEXT);
     alarm(300); /* a test that waits for ever should still end */
     return cmocka_run_group_tests_name("sched", tests, NULL, NULL);
 }
