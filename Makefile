@@ -74,7 +74,9 @@ $(BUILD)/unit/%: $(BUILD)/obj/tests/unit/%.o $(BUILD)/libopenmoed.a
 $(BUILD)/bench/%: $(BUILD)/obj/tests/bench/%.o $(BUILD)/libopenmoed.a
 	@mkdir -p $(@D)
 	@echo "  ld  $@"
-	@$(CC) $(SAN) $^ -lcurl $(LDLIBS) -o $@
+	@$(CC) $(SAN) $^ $(BENCH_LIBS) $(LDLIBS) -o $@
+
+$(BUILD)/bench/bench_gemm: BENCH_LIBS := -lopenblas -ldnnl
 
 $(BUILD)/fuzz/%: $(BUILD)/obj/tests/fuzz/%.o $(BUILD)/libopenmoed.a
 	@mkdir -p $(@D)
@@ -128,7 +130,10 @@ build/venv/done: tests/integration/requirements.txt
 
 # ---- measure, look after ------------------------------------------------------------------------------
 
-bench: benches
+bench:
+	@deploy/packages.sh build bench
+	@$(MAKE) --no-print-directory -j$(JOBS) benches
+	build/bench/bench_gemm 2
 	build/bench/bench_engine --threads 2 --csv build/bench_engine.csv
 
 C_FILES := $(wildcard $(addsuffix /*.[ch],$(FOLDERS) tests/unit tests/bench tests/fuzz))

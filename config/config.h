@@ -71,7 +71,7 @@ struct cfg_options {
     int max_num_seqs;                 /* --max-num-seqs: sequences running at once */
     int max_num_batched_tokens;       /* --max-num-batched-tokens: rows of one engine step */
     int max_queued_requests;          /* --max-queued-requests: waiting sequences; past it 429 */
-    size_t kv_cache_memory; /* --kv-cache-memory: bytes; 0 = a quarter of free memory, see help */
+    size_t kv_cache_memory; /* --kv-cache-memory: bytes; 0 = a quarter of what the weights leave free */
     uint64_t
         seed; /* --seed: of dummy weights and of requests without a seed; 0 = random requests */
 };

@@ -77,7 +77,7 @@ const struct option cfg_option_table[] = {
      .help = "Sequences that may wait for their turn; past it the answer is 429."},
     {"kv-cache-memory", "SIZE", OPTION_SIZE, FIELD(kv_cache_memory), .initial = "0",
      .max = GIB(4096),
-     .help = "Memory for keys and values; 0 means a quarter of the free memory."},
+     .help = "Memory for keys and values; 0 means a quarter of what the weights leave free."},
     {"seed", "N", OPTION_U64, FIELD(seed), .initial = "0", .max = UINT64_MAX,
      .help = "Seed of dummy weights and of requests that bring none; with 0 each such request "
              "draws its own."},

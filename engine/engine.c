@@ -84,9 +84,8 @@ static int read_model(struct engine *e, struct error *err)
     return tokenizer_open(&e->tokenizer, e->opt.model, cfg.vocab, err);
 }
 
-/* A quarter of the memory that is free now, but no more than every sequence at full length can use.
- */
-static size_t automatic_kv_bytes(const struct engine *e, size_t block_bytes)
+/* Bytes that can be had without pushing others out: /proc/meminfo, where there is one. */
+static size_t available_memory(void)
 {
     size_t available = (size_t)1 << 30, kb;
     char line[128];
@@ -94,9 +93,36 @@ static size_t automatic_kv_bytes(const struct engine *e, size_t block_bytes)
     while (f && fgets(line, sizeof line, f))
         if (sscanf(line, "MemAvailable: %zu kB", &kb) == 1) available = kb * 1024;
     if (f) fclose(f);
+    return available;
+}
+
+/* The weights without the embedding, which stays in the mapped file. */
+static size_t resident_weights(const struct engine *e)
+{
+    const size_t embedding = (size_t)e->info.vocab * (size_t)e->info.hidden;
+    return e->info.weight_bytes - embedding * (e->info.bf16 ? 2 : 4);
+}
+
+/* A quarter of the memory that the weights leave free; at least one sequence at full length, at
+ * most what all sequences can use. */
+static size_t automatic_kv_bytes(const struct engine *e, size_t block_bytes)
+{
     const size_t per_seq = (size_t)((e->info.context + e->opt.block_size - 1) / e->opt.block_size);
-    const size_t useful = per_seq * (size_t)e->opt.max_step_seqs * block_bytes;
-    return available / 4 < useful ? available / 4 : useful;
+    const size_t least = per_seq * block_bytes, most = least * (size_t)e->opt.max_step_seqs;
+    const size_t available = available_memory(), weights = resident_weights(e);
+    const size_t quarter = available > weights ? (available - weights) / 4 : 0;
+    return quarter < least ? least : quarter < most ? quarter : most;
+}
+
+/* Better a refusal now than the kernel's out-of-memory killer in the middle of the load. */
+static int check_memory(const struct engine *e, struct error *err)
+{
+    const size_t weights = resident_weights(e), available = available_memory();
+    if (weights + e->info.kv_bytes <= available) return CFG_OK;
+    return cfg_fail(err, CFG_ENOMEM,
+                    "the model needs %.1f GB for weights and %.1f GB for keys and values, %.1f GB "
+                    "of memory are available",
+                    (double)weights / 1e9, (double)e->info.kv_bytes / 1e9, (double)available / 1e9);
 }
 
 static int fill_info(struct engine *e, struct error *err)
@@ -199,6 +225,7 @@ int engine_open(struct engine **out, const struct engine_options *opt, struct er
                       opt->block_size, opt->max_step_tokens, opt->max_step_seqs);
     if (rc == CFG_OK) rc = read_model(e, err);
     if (rc == CFG_OK) rc = fill_info(e, err);
+    if (rc == CFG_OK) rc = check_memory(e, err);
     if (rc == CFG_OK) rc = open_backend(e, err);
     if (rc == CFG_OK) rc = allocate_batch(e, err);
     if (rc != CFG_OK) {

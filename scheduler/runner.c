@@ -178,7 +178,7 @@ static bool take_results(struct runner *r, struct seq *q, const struct engine_ro
     for (int i = 0; rows->targets && i < rows->n_tokens; i++) {
         if (rows->targets[i] < 0) continue;
         struct sched_event *ev = add_event(r, q, SCHED_PROMPT_SCORE, now);
-        ev->position = (size_t)(rows->position + i + 1);
+        ev->position = (size_t)rows->position + (size_t)i + 1;
         ev->result = rows->scored[i];
     }
     if (q->n_done < q->n_prompt) r->stats.prompt_tokens += (uint64_t)rows->n_tokens;

@@ -6,7 +6,7 @@
 //
 // Threads: sched_open, sched_submit, sched_cancel, sched_take, sched_drain, sched_close belong to
 // the loop thread; sched_stats to any. `notify` is called on the engine thread, at most once a
-// step.
+// step, and once when the load has ended (look at the state).
 #ifndef OPENMOED_SCHEDULER_H
 #define OPENMOED_SCHEDULER_H
 
@@ -86,7 +86,8 @@ int sched_open(struct sched **out, struct engine *e, const struct sched_options 
 /* CFG_ECLOSED while loading or draining; CFG_EFULL when the queue is full; CFG_EINVAL when the job
  * can never fit (prompt beyond the context or the KV pool). Nothing is kept of a refused job. */
 int sched_submit(struct sched *s, const struct sched_job *job, struct error *err) CFG_WARN_UNUSED;
-/* The same for several jobs, all or none (n > 1, lists of prompts). */
+/* The same for several jobs, all or none (n > 1, lists of prompts). More jobs than the queue can
+ * ever hold are CFG_EINVAL. */
 int sched_submit_all(struct sched *s, const struct sched_job *jobs, size_t n,
                      struct error *err) CFG_WARN_UNUSED;
 /* Takes effect before the next step; a DONE event still follows. Unknown ids are ignored. */

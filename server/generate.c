@@ -46,7 +46,7 @@ static int submit(struct request *r)
     r->last_token = calloc(n, sizeof *r->last_token);
     if (jobs == NULL || r->last_token == NULL || jobs_reserve(&s->jobs, n) != 0) {
         free(jobs);
-        return api_fail(&r->error, 500, NULL, NULL, "out of memory");
+        return api_fail(&r->error, 500, NULL, NULL, "There is no memory for the request.");
     }
     for (size_t i = 0; i < n; i++) api_job(r->api, i, s->next_job + i, &jobs[i]);
     int rc = sched_submit_all(s->sched, jobs, n, &err);
@@ -62,9 +62,9 @@ static int submit(struct request *r)
 void generate_start(struct request *r, const char *url)
 {
     (void)url;
-    cfg_buf_free(&r->body);
+    request_drop_body(r);
     if (r->error.status == 0 && stream_watch(r) != 0)
-        api_fail(&r->error, 500, NULL, NULL, "the connection cannot be watched");
+        api_fail(&r->error, 500, NULL, NULL, "The connection cannot be watched.");
     if (r->error.status == 0 && submit(r) == 0) {
         r->accepted = true;
         r->phase = REQUEST_WAITING;

@@ -26,6 +26,7 @@ enum {
     HTTP_INLINE_BODY = 64 * 1024,   /* larger bodies are parsed on a worker */
     HTTP_SWALLOW = 8 * 1024 * 1024, /* of a chunked body past the limit, before we hang up */
     HTTP_MAX_OUTPUT = 1024 * 1024,  /* unread bytes of a stream, before we hang up */
+    HTTP_MAX_BUFFERED = 256 * 1024 * 1024, /* bytes of bodies, all requests together */
     HTTP_MAX_CHOICES = 128,
 };
 
@@ -117,6 +118,7 @@ struct server {
     struct jobs jobs; /* id -> request of every live job */
     struct sched_events events;
     uint64_t next_job;
+    size_t buffered;           /* bytes of bodies held */
     uint64_t id_base, next_id; /* of x-request-id */
 
     enum server_state state;
@@ -161,6 +163,7 @@ void request_connection(void *cls, struct MHD_Connection *mhd, void **ctx,
 void request_reply(struct request *r, int status, const char *type, struct cfg_buf *body);
 /* The same with the error in OpenAI's envelope. */
 void request_fail(struct request *r, const struct api_error *err);
+void request_drop_body(struct request *r);
 void request_suspend(struct request *r);
 void request_resume(struct request *r);
 /* Gives up: jobs are cancelled, the connection is shut down; the caller pumps afterwards. */

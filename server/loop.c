@@ -222,8 +222,8 @@ CFG_PRINTF(2, 0) static void mhd_log(void *cls, const char *fmt, va_list args)
 /* Every connection needs a descriptor: the soft limit is raised as far as it goes. */
 static unsigned connection_limit(const struct cfg_options *opt)
 {
-    const rlim_t wanted =
-        (rlim_t)(opt->max_num_seqs + opt->max_queued_requests + SPARE_CONNECTIONS);
+    const int most = opt->max_num_seqs + opt->max_queued_requests + SPARE_CONNECTIONS;
+    const rlim_t wanted = (rlim_t)most;
     struct rlimit lim;
     if (getrlimit(RLIMIT_NOFILE, &lim) != 0) return 512;
     if (lim.rlim_cur < wanted + 128) {

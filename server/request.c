@@ -2,19 +2,23 @@
 //
 // request.c: one HTTP request from its header to its reply. libmicrohttpd calls request_access once
 // when the header is complete, once for each piece of the body, once at the end, and again after
-// every resume until a response is queued. What it lets through silently and could be read in two
-// ways (two lengths, a length beside a transfer coding) is refused here, with the connection.
+// every resume until a response is queued.
+#include "server/header.h"
 #include "server/http.h"
 
-#include <errno.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <strings.h>
 #include <sys/socket.h>
 
 /* ---- life */
+
+void request_drop_body(struct request *r)
+{
+    r->server->buffered -= r->body.len;
+    cfg_buf_free(&r->body);
+}
 
 void request_ref(struct request *r)
 {
@@ -25,7 +29,7 @@ void request_unref(struct request *r)
 {
     if (--r->refs > 0) return;
     api_request_free(r->api);
-    cfg_buf_free(&r->body);
+    request_drop_body(r);
     cfg_buf_free(&r->reply);
     cfg_buf_free(&r->out);
     free(r->last_token);
@@ -240,119 +244,40 @@ static enum MHD_Result queue_reply(struct request *r)
     return rc;
 }
 
-/* ---- the header */
+/* ---- the header and the body */
 
-struct header_scan {
-    bool bad_name;
-    int lengths, codings, hosts, types;
-    const char *length, *coding, *host, *type, *authorization, *expect;
-};
-
-/* RFC 9110's token. libmicrohttpd keeps a blank before the colon as part of the name, which would
- * hide "Content-Length : 5" from us, but perhaps not from a proxy. */
-static bool is_token(const char *s)
+static enum MHD_Result add_line(void *cls, enum MHD_ValueKind kind, const char *name,
+                                const char *value)
 {
-    return *s != '\0' &&
-           s[strspn(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
-                       "!#$%&'*+-.^_`|~")] == '\0';
-}
-
-static enum MHD_Result scan_header(void *cls, enum MHD_ValueKind kind, const char *key,
-                                   const char *value)
-{
-    struct header_scan *h = cls;
     (void)kind;
-    if (value == NULL) value = "";
-    if (!is_token(key)) h->bad_name = true;
-    if (strcasecmp(key, "Content-Length") == 0) {
-        h->lengths++;
-        h->length = value;
-    } else if (strcasecmp(key, "Transfer-Encoding") == 0) {
-        h->codings++;
-        h->coding = value;
-    } else if (strcasecmp(key, "Host") == 0) {
-        h->hosts++;
-        h->host = value;
-    } else if (strcasecmp(key, "Content-Type") == 0) {
-        h->types++;
-        h->type = value;
-    } else if (strcasecmp(key, "Authorization") == 0) {
-        h->authorization = value;
-    } else if (strcasecmp(key, "Expect") == 0) {
-        h->expect = value;
-    }
+    header_add(cls, name, value != NULL ? value : "");
     return MHD_YES;
 }
 
-/* A name, an IPv4 or a bracketed IPv6 address, perhaps a port: no character that could end the
- * authority of a URL. */
-static bool host_is_sane(const char *host)
-{
-    return host[strspn(host, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
-                             "-._~!$&'()*+,;=%:[]")] == '\0';
-}
-
-/* What makes the message's end or its addressee doubtful. */
-static int check_framing(const struct header_scan *h, const char *version, struct api_error *err)
-{
-    const bool old = strcmp(version, "HTTP/1.0") == 0;
-    if (h->bad_name) return api_fail(err, 400, NULL, NULL, "a header's name is not a token");
-    if (h->lengths > 1) return api_fail(err, 400, NULL, NULL, "more than one Content-Length");
-    if (h->lengths == 1 && (h->length[0] == '\0' || h->length[strspn(h->length, "0123456789")]))
-        return api_fail(err, 400, NULL, NULL, "Content-Length is not a number");
-    if (h->codings > 0 && h->lengths > 0)
-        return api_fail(err, 400, NULL, NULL, "Content-Length beside Transfer-Encoding");
-    if (h->codings > 1 || (h->codings == 1 && (old || strcasecmp(h->coding, "chunked") != 0)))
-        return api_fail(err, 400, NULL, NULL, "the only transfer coding accepted is chunked");
-    if (h->hosts > 1 || (h->hosts == 0 && !old))
-        return api_fail(err, 400, NULL, NULL, "one Host header is needed");
-    if (h->hosts == 1 && !host_is_sane(h->host))
-        return api_fail(err, 400, NULL, NULL, "the Host header is not a host");
-    return 0;
-}
-
-/* Time depends on what was sent, not on how much of it is right. */
-static bool key_matches(const char *key, const char *authorization)
-{
-    if (authorization == NULL || strncasecmp(authorization, "Bearer ", 7) != 0) return false;
-    const char *given = authorization + 7;
-    while (*given == ' ') given++;
-    const size_t n = strlen(given), m = strlen(key);
-    unsigned char diff = n != m;
-    for (size_t i = 0; i < n; i++) diff |= (unsigned char)(given[i] ^ key[m > 0 ? i % m : 0]);
-    return diff == 0;
-}
-
-static bool is_json(const char *type)
-{
-    static const char want[] = "application/json";
-    const size_t n = sizeof want - 1;
-    return strncasecmp(type, want, n) == 0 && strchr("; \t", type[n]) != NULL;
-}
-
 static int check_request(struct request *r, const char *url, const char *method,
-                         const struct header_scan *h)
+                         const struct header *h)
 {
     struct server *s = r->server;
     struct api_error *err = &r->error;
     r->route = route_find(method, url, &r->allow);
     if (r->route == NULL && r->allow == NULL)
-        return api_fail(err, 404, NULL, NULL, "no such path: %s %.200s", method, url);
+        return api_fail(err, 404, NULL, NULL, "There is no %s %.200s here.", method, url);
     if (r->route == NULL)
-        return api_fail(err, 405, NULL, NULL, "%.200s does not take %s, only %s", url, method,
+        return api_fail(err, 405, NULL, NULL, "%.200s does not take %s, only %s.", url, method,
                         r->allow);
     if (r->route->needs_key && s->opt->api_key != NULL &&
-        !key_matches(s->opt->api_key, h->authorization))
+        !header_key_matches(s->opt->api_key, h->authorization))
         return api_fail(err, 401, "invalid_api_key", NULL,
-                        h->authorization == NULL ? "an API key is needed: Authorization: Bearer KEY"
-                                                 : "the API key is not right");
+                        h->authorization == NULL
+                            ? "An API key is needed, as the header Authorization: Bearer KEY."
+                            : "The API key is not right.");
     if (r->route->parse == NULL) return 0;
-    if (h->types > 1 || (h->types == 1 && !is_json(h->type)))
-        return api_fail(err, 415, NULL, NULL, "Content-Type must be application/json");
+    if (h->other_type)
+        return api_fail(err, 415, NULL, NULL, "Content-Type must be application/json.");
     if (s->state == SERVER_DRAINING)
-        return api_fail(err, 503, NULL, NULL, "the server is shutting down");
+        return api_fail(err, 503, NULL, NULL, "The server is shutting down.");
     if (s->state == SERVER_LOADING && r->route->handle == generate_start)
-        return api_fail(err, 503, NULL, NULL, "the model is still loading");
+        return api_fail(err, 503, NULL, NULL, "The model is still loading.");
     return 0;
 }
 
@@ -362,16 +287,14 @@ static enum MHD_Result begin(struct request *r, const char *url, const char *met
                              const char *version)
 {
     const size_t limit = r->server->opt->max_body_size;
-    struct header_scan h = {0};
-    MHD_get_connection_values(r->mhd, MHD_HEADER_KIND, scan_header, &h);
-    bool at_once = check_framing(&h, version, &r->error) != 0;
+    struct header h = {0};
+    MHD_get_connection_values(r->mhd, MHD_HEADER_KIND, add_line, &h);
+    bool at_once = header_check(&h, version, &r->error) != 0;
     if (!at_once) {
-        at_once = check_request(r, url, method, &h) != 0 && h.expect != NULL;
-        errno = 0;
-        const unsigned long long n = h.length != NULL ? strtoull(h.length, NULL, 10) : 0;
-        if (errno != 0 || n > limit) {
+        at_once = check_request(r, url, method, &h) != 0 && h.expects;
+        if (h.length > limit) {
             if (r->error.status == 0)
-                api_fail(&r->error, 413, NULL, NULL, "the body is larger than %zu bytes", limit);
+                api_fail(&r->error, 413, NULL, NULL, "The body is larger than %zu bytes.", limit);
             at_once = true;
         }
     }
@@ -380,19 +303,23 @@ static enum MHD_Result begin(struct request *r, const char *url, const char *met
     return queue_reply(r);
 }
 
-/* ---- the body */
-
 static enum MHD_Result take_body(struct request *r, const char *data, size_t n)
 {
     const size_t limit = r->server->opt->max_body_size;
     r->received += n;
+    if (r->received > limit && r->received - limit > HTTP_SWALLOW) return MHD_NO;
+    if (r->error.status != 0 || r->route->parse == NULL) return MHD_YES;
     if (r->received > limit) {
-        cfg_buf_free(&r->body);
-        if (r->received - limit > HTTP_SWALLOW) return MHD_NO;
-        if (r->error.status == 0)
-            api_fail(&r->error, 413, NULL, NULL, "the body is larger than %zu bytes", limit);
+        api_fail(&r->error, 413, NULL, NULL, "The body is larger than %zu bytes.", limit);
+    } else if (r->server->buffered + n > HTTP_MAX_BUFFERED) {
+        api_fail(&r->error, 503, NULL, NULL, "Too many large requests at once.");
+    } else {
+        const size_t before = r->body.len;
+        cfg_buf_append(&r->body, data, n);
+        r->server->buffered += r->body.len - before;
+        return MHD_YES;
     }
-    if (r->error.status == 0 && r->route->parse != NULL) cfg_buf_append(&r->body, data, n);
+    request_drop_body(r);
     return MHD_YES;
 }
 
@@ -407,7 +334,7 @@ static void parsed_on_worker(uv_work_t *w, int status)
     struct request *r = w->data;
     struct server *s = r->server;
     if (!r->gone) {
-        if (status != 0) api_fail(&r->error, 500, NULL, NULL, "the body could not be read");
+        if (status != 0) api_fail(&r->error, 500, NULL, NULL, "The body could not be read.");
         r->phase = REQUEST_UPLOAD;
         r->route->handle(r, NULL);
         if (r->phase == REQUEST_READY) request_resume(r);
@@ -420,7 +347,7 @@ static void parsed_on_worker(uv_work_t *w, int status)
 static void dispatch(struct request *r, const char *url)
 {
     if (r->error.status == 0 && r->body.failed)
-        api_fail(&r->error, 500, NULL, NULL, "no memory for the body");
+        api_fail(&r->error, 500, NULL, NULL, "There is no memory for the body.");
     if (r->error.status != 0) {
         request_fail(r, &r->error);
         return;

@@ -160,7 +160,7 @@ static void route_rows(void *arg, size_t begin, size_t end, int thread)
     (void)thread;
     const struct rows_region *r = arg;
     const struct op_route *rt = r->rt;
-    float logits[1024];
+    float logits[FAST_MAX_EXPERTS];
     for (size_t i = begin; i < end; i++) {
         for (int e = 0; e < rt->experts; e++)
             logits[e] = r->f->k->dot(r->x + i * (size_t)rt->hidden, rt->router + e * rt->hidden,
@@ -394,6 +394,9 @@ int cpu_open(const struct ops **ops, void **be, const struct backend_options *op
     if (!k)
         return cfg_fail(err, CFG_EUNSUPPORTED, "--cpu-isa: this machine can't run \"%s\"",
                         opt->isa);
+    if (opt->experts > FAST_MAX_EXPERTS)
+        return cfg_fail(err, CFG_EUNSUPPORTED, "%d experts are more than the CPU backend's %d",
+                        opt->experts, FAST_MAX_EXPERTS);
     struct fast *f = calloc(1, sizeof *f);
     if (!f) return no_memory("the CPU backend", sizeof *f, err);
     f->ops = table;

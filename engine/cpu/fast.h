@@ -11,6 +11,8 @@
 #include "engine/cpu/threads.h"
 #include "engine/ops.h"
 
+#define FAST_MAX_EXPERTS 512
+
 /* Work below so many multiply-adds is not worth waking a thread for. */
 #define INLINE_WORK 100000
 

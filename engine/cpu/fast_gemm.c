@@ -7,8 +7,8 @@
 
 #include "engine/cpu/fast.h"
 
-#define MAX_GEMMS 1024 /* experts x 2 of the widest model is far below */
-#define GROUP     4    /* panels of a work item: what the one-row kernel has in flight */
+#define MAX_GEMMS (2 * FAST_MAX_EXPERTS)
+#define GROUP     4 /* panels of a work item: what the one-row kernel has in flight */
 
 struct gemm_region {
     struct fast *f;

@@ -34,8 +34,8 @@ def complete(daemon):
         yield client.completions.create
 
 
-def greedy(create, prompt, n, **more):
-    return create(model=MODEL, prompt=prompt, temperature=0, max_tokens=n,
+def greedy(create, prompt, tokens, **more):
+    return create(model=MODEL, prompt=prompt, temperature=0, max_tokens=tokens,
                   extra_body={"ignore_eos": True}, **more)
 
 
@@ -256,7 +256,7 @@ def test_tokenize_round_trip(daemon, text):
     for tokens in (ids, [0] + ids + [1]):
         status, _, body = daemon.request("POST", "/detokenize", {"model": MODEL, "tokens": tokens})
         # the tokenizer normalises: composed characters, white space as spaces
-        want = text.replace("\t", " ").replace("e\u0301", "\u00e9").replace("\u200d", " ")
+        want = text.replace("\t", " ").replace("e\u0301", "\u00e9")
         assert (status, json.loads(body)) == (200, {"prompt": want})
 
 

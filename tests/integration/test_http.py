@@ -373,16 +373,16 @@ def test_leaving_while_a_large_body_is_parsed(daemon):
     assert daemon.request("POST", "/v1/completions", SHORT)[0] == 200
 
 
-def test_a_reader_that_stops_reading_is_given_up(daemon):
+def test_a_reader_that_stops_reading_is_given_up(start):
     """128 choices make far more than socket buffers hold; the daemon keeps a bounded rest."""
-    before, tokens = cancelled(daemon), daemon.metric("openmoed_generated_tokens_total")
+    daemon = start()
     body = json.dumps({**LONG, "prompt": [PROMPT] * 8, "n": 16}).encode()
     with socket.socket() as s:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         s.connect((daemon.host, daemon.port))
         s.sendall(post_bytes("/v1/completions", body, f"Content-Length: {len(body)}"))
-        eventually(lambda: cancelled(daemon) == before + 1 and nothing_runs(daemon), 120)
-    assert daemon.metric("openmoed_generated_tokens_total") - tokens < 128 * 900
+        eventually(lambda: cancelled(daemon) == 1 and nothing_runs(daemon), 120)
+    assert daemon.metric("openmoed_generated_tokens_total") < 128 * 900
 
 
 def test_full_queue(start):

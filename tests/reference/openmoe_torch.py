@@ -202,28 +202,6 @@ class OpenMoE(nn.Module):
         x = self.model.norm(x)
         return (self.lm_head(x).float() if head else x), aux
 
-    def init_weights(self, seed):
-        """Orthogonal-scale noise; q and k smaller by head_dim ** -0.25, since scores are not scaled down;
-        what writes to the residual stream starts at zero, so every layer begins as the identity."""
-        g = torch.Generator().manual_seed(seed)
-        for name, p in self.named_parameters():
-            if p.dim() == 1:
-                continue
-            fan_in = p.shape[1] if p.dim() == 2 or name.endswith(("wi_gate", "wi_up", "wo")) else p.shape[-1]
-            std = fan_in ** -0.5
-            if name.endswith(("q_proj.weight", "k_proj.weight")):
-                std *= self.cfg["head_dim"] ** -0.25
-            elif name.endswith(("o_proj.weight", "down_proj.weight", "wo")):
-                std = 0.0
-            elif name.endswith("gate_weight"):
-                std *= 0.5
-            elif name.endswith("embed_tokens.weight"):
-                std = 0.5
-            elif name.endswith("lm_head.weight"):
-                std *= 0.3
-            with torch.no_grad():
-                p.copy_(torch.randn(p.shape, generator=g) * std)
-
 
 def load(folder, dtype=torch.float32):
     """A model from a folder with config.json and model.safetensors, computing in `dtype`."""

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 
 import chat_tokens
 import dialogues
+from demo_init import init_weights
 from muon import Muon
 from openmoe_torch import OpenMoE
 
@@ -42,8 +43,7 @@ COPYING = {"tell": 24, "recall": 26, "arithmetic": 12, "spell": 11, "reverse": 1
 # tokens of a batch).
 # First the language-model phase; then chat tuning, mostly with short system messages while copying and
 # recall form, because the long one costs a third of all tokens and teaches little; last the full mixture.
-STAGES = ((16, True, 0.65, 30, None, 6144), (28, False, 0.65, 30, None, 6144), (80, False, 0.1, 10, COPYING, 4096),
-          (None, False, 0.65, 30, None, 4096))
+STAGES = ((6, True, 0.3, 10, None, 4096), (50, False, 0.15, 10, COPYING, 4096), (None, False, 0.65, 30, None, 4096))
 
 
 class Batches:
@@ -183,7 +183,7 @@ def main():
         chat_tokens.train_tokenizer(tokenizer, args.seed)
     sp = chat_tokens.load_tokenizer(tokenizer)
     model = OpenMoE(CONFIG)
-    model.init_weights(args.seed)
+    init_weights(model, args.seed)
     model.to(device)
     optimiser = Muon(model, args.lr, args.adam_lr, args.weight_decay, CONFIG["head_dim"])
     average = {k: v.detach().clone() for k, v in model.state_dict().items()}

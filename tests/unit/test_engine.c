@@ -175,6 +175,9 @@ static void bad_options_are_refused(void **state)
     opt = tiny_options("tests/golden/tiny");
     opt.device = CFG_DEVICE_CUDA;
     refuse(&opt, "--device cuda");
+    opt = tiny_options("tests/golden/tiny");
+    opt.kv_bytes = (size_t)4 << 40;
+    refuse(&opt, "4398.0 GB for keys and values");
     opt = tiny_options("9b");
     opt.dummy = true;
     refuse(&opt, "9b");

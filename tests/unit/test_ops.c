@@ -376,6 +376,26 @@ static void picks_follow_the_published_rule(void **state)
     assert_memory_equal(kept, expected, sizeof kept);
 }
 
+static void too_many_experts_are_refused(void **state)
+{
+    (void)state;
+    const struct backend_options opt = {.isa = "generic",
+                                        .threads = 1,
+                                        .max_rows = 1,
+                                        .hidden = 16,
+                                        .inner = 16,
+                                        .experts = 513,
+                                        .topk = 2,
+                                        .heads = 1,
+                                        .head_dim = 16,
+                                        .context = 16};
+    const struct ops *ops;
+    void *be;
+    struct error err;
+    assert_int_equal(cpu_open(&ops, &be, &opt, &err), CFG_EUNSUPPORTED);
+    assert_non_null(strstr(err.message, "513"));
+}
+
 static void bf16_rounds_to_nearest_even(void **state)
 {
     (void)state;
@@ -396,6 +416,7 @@ int main(void)
         cmocka_unit_test(experts_agree),
         cmocka_unit_test(picks_follow_the_published_rule),
         cmocka_unit_test(bf16_rounds_to_nearest_even),
+        cmocka_unit_test(too_many_experts_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -70,10 +70,10 @@ static void check_case(const struct setup *set, const cJSON *c)
 static void answers_are_the_golden_ones(void **state)
 {
     (void)state;
-    cJSON *root;
+    cJSON *root, *cases = golden_cases(&root);
     const cJSON *c;
     int n_dropless = 0;
-    cJSON_ArrayForEach(c, golden_cases(&root))
+    cJSON_ArrayForEach(c, cases)
     {
         struct setup set = roomy;
         if (strcmp(cJSON_GetObjectItem(c, "mode")->valuestring, "dropless") == 0)

@@ -8,8 +8,8 @@
 #include "engine/checkpoint.h"
 #include "tests/unit/torchfile.h"
 
-/* The archive with a pickle of these tensors and storages "0" (24 bytes: 0, 1, ...) and "1" (8
- * bytes). */
+/* The archive with a pickle of these tensors and storages "0" (24 bytes: 0, 1, ...), "1" (8 bytes)
+ * and "odd" (7 bytes). */
 static void archive_of(struct zip *z, const struct spec *specs, size_t n, const char *byteorder)
 {
     struct cfg_buf p = {0};
@@ -22,6 +22,7 @@ static void archive_of(struct zip *z, const struct spec *specs, size_t n, const 
     if (byteorder) zip_add(z, "m/byteorder", byteorder, strlen(byteorder));
     zip_add(z, "m/data/0", bytes, sizeof bytes);
     zip_add(z, "m/data/1", bytes, 8);
+    zip_add(z, "m/data/odd", bytes, 7);
     zip_add(z, "m/version", "3\n", 2);
     zip_end(z);
     cfg_buf_free(&p);
@@ -127,6 +128,7 @@ static const struct bad_tensor bad_tensors[] = {
     {{"t", "FloatStorage", "0", 7, 0, 1, {6}, {1}}, "tensor t: entry data/0 has 24 bytes"},
     {{"t", "FloatStorage", "0", 5, 0, 1, {5}, {1}}, "tensor t: entry data/0 has 24 bytes"},
     {{"t", "HalfStorage", "0", 6, 0, 1, {6}, {1}}, "tensor t: entry data/0 has 24 bytes"},
+    {{"t", "FloatStorage", "odd", 1, 0, 1, {1}, {1}}, "tensor t: entry data/odd has 7 bytes"},
     {{"t", "FloatStorage", "0", INT64_MAX, 0, 1, {6}, {1}}, "tensor t: entry data/0"},
     {{"t", "FloatStorage", "0", -6, 0, 1, {6}, {1}}, "no storage"},
     {{"t", "FloatStorage", "0", 6, 0, 1, {7}, {1}}, "tensor t: 7 numbers from 0 on"},
@@ -175,11 +177,11 @@ struct damage {
 static const struct damage damages[] = {
     {EOCD, 0, 4, 0, false, "end of its ZIP archive is missing"},
     {EOCD, 4, 2, 1, false, "several parts"},
-    {EOCD, 8, 2, 4, false, "several parts"},
+    {EOCD, 8, 2, 5, false, "several parts"},
     {EOCD, 8, 4, 0, false, "as many entries"},
     {EOCD, 8, 4, 0x70007000, false, "as many entries"},
-    {EOCD, 8, 4, 0x00040004, false, "more than its entries"},
-    {EOCD, 8, 4, 0x00060006, false, "directory of its ZIP archive is damaged"},
+    {EOCD, 8, 4, 0x00050005, false, "more than its entries"},
+    {EOCD, 8, 4, 0x00070007, false, "directory of its ZIP archive is damaged"},
     {EOCD, 8, 4, 0xffffffff, false, "ZIP64"},
     {EOCD, 12, 4, 1, false, "not where"},
     {EOCD, 12, 4, 0xfffffffe, false, "not where"},
@@ -320,6 +322,14 @@ static void test_odd_archives(void **state)
     zip_add(&z, "m/data.pkl", "\x80\x02}.", 4);
     zip_end(&z);
     refuse(z.b.data, z.b.len, "the same entry twice", "entry m/data.pkl: it occurs twice");
+    cfg_buf_free(&z.b);
+
+    struct error err = {0};
+    z = (struct zip){0};
+    zip_add(&z, "m/data.pkl", "\x80\x02}.", 4);
+    zip_add(&z, "m/n/data.pkl", "no pickle", 9); /* deeper: not the one */
+    zip_end(&z);
+    assert_int_equal(parse(z.b.data, z.b.len, &err), CFG_OK);
     cfg_buf_free(&z.b);
 
     static const char *const orders[] = {"big", "bigend", "", "little\n"};

@@ -62,17 +62,6 @@ static void test_state_dict(void **state)
            "ccollections\nOrderedDict\nq\0)Rq\1(");
     tensor(&b, &good[0]);
     text(&b, "p");
-    OP(&b, "ctorch._utils\n_rebuild_parameter\n(");
-    tensor(&b, &good[1]);
-    OP(&b, "\x88h\0)RtR"); /* (name, tensor, True, hooks): the name is one too many */
-    OP(&b, "u}");
-    refuse_pickle(b.data, b.len, "_rebuild_parameter");
-    cfg_buf_free(&b);
-
-    OP(&b, "\x80\x02"
-           "ccollections\nOrderedDict\nq\0)Rq\1(");
-    tensor(&b, &good[0]);
-    text(&b, "p");
     OP(&b, "ctorch._utils\n_rebuild_parameter\n(ctorch._utils\n_rebuild_tensor_v2\n(");
     storage_id(&b, &good[1]);
     OP(&b, "K\1K\3\x85K\1\x85\x89h\0)RtR\x88h\0)RtRu}");
@@ -83,6 +72,47 @@ static void test_state_dict(void **state)
     text(&b, "version");
     OP(&b, "K\1sssb.");
     accept_pickle(&b, "w p ");
+    cfg_buf_free(&b);
+}
+
+/* Calls whose arguments are of the right kinds, but not of the right number. */
+static void test_argument_counts(void **state)
+{
+    static const struct {
+        const char *bytes; /* after the storage, up to the end of the call */
+        size_t n;
+    } calls[] = {
+#define CALL(literal) {literal, sizeof literal - 1}
+        CALL("K\0K\2K\3\x86K\1\x85\x89}tR"), /* two sizes, one stride */
+        CALL("K\0K\6\x85K\1\x85\x89tR"),     /* no hooks */
+        CALL("K\0K\6\x85K\1\x85\x89}}tR"),   /* one more */
+        CALL("K\0K\6\x85K\1\x85K\1}tR"),     /* a number for True */
+        CALL("K\0K\6K\1\x85\x89}tR"),        /* sizes are no tuple */
+        CALL("K\0N\x85K\1\x85\x89}tR"),      /* a size is no number */
+        CALL("\x88K\6\x85K\1\x85\x89}tR"),   /* the offset is no number */
+        CALL("K\0K\6\x85K\1\x85\x89)tR"),    /* hooks are no dict */
+#undef CALL
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof calls / sizeof calls[0]; i++) {
+        struct cfg_buf b = {0};
+        OP(&b, "\x80\x02}");
+        text(&b, "t");
+        OP(&b, "ctorch._utils\n_rebuild_tensor_v2\n(");
+        storage_id(&b, &good[0]);
+        cfg_buf_append(&b, calls[i].bytes, calls[i].n);
+        OP(&b, "s.");
+        refuse_pickle(b.data, b.len, "_rebuild_tensor_v2 with");
+        cfg_buf_free(&b);
+    }
+
+    struct cfg_buf b = {0};
+    OP(&b, "\x80\x02}");
+    text(&b, "p");
+    OP(&b, "ctorch._utils\n_rebuild_parameter\n(ctorch._utils\n_rebuild_tensor_v2\n(");
+    storage_id(&b, &good[0]);
+    OP(&b, "K\0K\6\x85K\1\x85\x89}tR\x88tRs.");
+    refuse_pickle(b.data, b.len, "_rebuild_parameter with");
     cfg_buf_free(&b);
 }
 
@@ -411,10 +441,15 @@ static void test_callback_ends_it(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_state_dict),       cmocka_unit_test(test_protocol_4),
-        cmocka_unit_test(test_pickle_refusals),  cmocka_unit_test(test_unknown_opcodes),
-        cmocka_unit_test(test_stack_is_bounded), cmocka_unit_test(test_memo),
-        cmocka_unit_test(test_numbers),          cmocka_unit_test(test_callback_ends_it),
+        cmocka_unit_test(test_state_dict),
+        cmocka_unit_test(test_argument_counts),
+        cmocka_unit_test(test_protocol_4),
+        cmocka_unit_test(test_pickle_refusals),
+        cmocka_unit_test(test_unknown_opcodes),
+        cmocka_unit_test(test_stack_is_bounded),
+        cmocka_unit_test(test_memo),
+        cmocka_unit_test(test_numbers),
+        cmocka_unit_test(test_callback_ends_it),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
