@@ -37,6 +37,7 @@ SRCS    := $(filter-out server/main.c,$(wildcard $(addsuffix /*.c,$(FOLDERS)))) 
 OBJS    := $(patsubst %,$(BUILD)/obj/%.o,$(basename $(SRCS)))
 UNIT    := $(patsubst tests/unit/%.c,$(BUILD)/unit/%,$(wildcard tests/unit/test_*.c))
 BENCH   := $(patsubst tests/bench/%.c,$(BUILD)/bench/%,$(wildcard tests/bench/*.c))
+LOAD    := $(patsubst %.c,$(BUILD)/obj/%.o,$(wildcard tests/load/*.c))
 FUZZ    := $(patsubst tests/fuzz/%.c,$(BUILD)/fuzz/%,$(wildcard tests/fuzz/fuzz_*.c))
 
 all: $(BUILD)/openmoed
@@ -77,6 +78,17 @@ $(BUILD)/bench/%: $(BUILD)/obj/tests/bench/%.o $(BUILD)/libopenmoed.a
 	@$(CC) $(SAN) $^ $(BENCH_LIBS) $(LDLIBS) -o $@
 
 $(BUILD)/bench/bench_gemm: BENCH_LIBS := -lopenblas -ldnnl
+
+$(BUILD)/load/chatload: $(LOAD) $(BUILD)/libopenmoed.a
+	@mkdir -p $(@D)
+	@echo "  ld  $@"
+	@$(CC) $(SAN) $^ -lcurl -lcjson -lm -o $@
+
+# Tests of the load generator's pure parts: all of it but main.
+$(BUILD)/unit/test_chatload: $(BUILD)/obj/tests/unit/test_chatload.o $(filter-out %/chatload.o,$(LOAD)) $(BUILD)/libopenmoed.a
+	@mkdir -p $(@D)
+	@echo "  ld  $@"
+	@$(CC) $(SAN) $^ -lcmocka -lcurl -lcjson -lm -o $@
 
 $(BUILD)/fuzz/%: $(BUILD)/obj/tests/fuzz/%.o $(BUILD)/libopenmoed.a
 	@mkdir -p $(@D)

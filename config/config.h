@@ -43,7 +43,7 @@ int cfg_fail(struct error *err, int code, const char *fmt, ...) CFG_PRINTF(3, 4)
 
 enum cfg_device { CFG_DEVICE_AUTO, CFG_DEVICE_CPU, CFG_DEVICE_CUDA };
 enum cfg_dtype { CFG_DTYPE_AUTO, CFG_DTYPE_F32, CFG_DTYPE_BF16 };
-enum cfg_capacity { CFG_CAPACITY_DROPLESS, CFG_CAPACITY_REFERENCE };
+enum cfg_capacity { CFG_CAPACITY_DROPLESS, CFG_CAPACITY_REFERENCE, CFG_CAPACITY_ISOLATED };
 enum cfg_load_format { CFG_LOAD_AUTO, CFG_LOAD_DUMMY };
 enum cfg_log_level { CFG_LOG_DEBUG, CFG_LOG_INFO, CFG_LOG_WARN, CFG_LOG_ERROR };
 enum cfg_log_format { CFG_LOG_TEXT, CFG_LOG_JSON };

@@ -27,6 +27,7 @@ struct engine {
     /* the batch in hand, [max_step_tokens] and [max_step_seqs] */
     int32_t *tokens, *positions, *seq_of_row;
     const int32_t **block_tables;
+    uint16_t **spent;
     /* rows that sample or score, at most max_step_tokens + max_step_seqs */
     int32_t *head_rows;
     struct op_sample *samples;
@@ -150,6 +151,12 @@ static int fill_info(struct engine *e, struct error *err)
     i->usable_vocab = e->tokenizer ? tokenizer_size(e->tokenizer) : c->vocab;
     i->start_id = e->tokenizer ? tokenizer_start_id(e->tokenizer) : c->pad_id;
     i->eos_id = e->tokenizer ? tokenizer_eos_id(e->tokenizer) : c->eos_id;
+    if (e->opt.capacity == CFG_CAPACITY_ISOLATED && c->drop_tokens) {
+        const int length = e->opt.capacity_length ? e->opt.capacity_length : i->context;
+        const int capacity = model_capacity(c, length);
+        i->budget_len = i->moe_layers * i->experts;
+        i->expert_capacity = capacity < UINT16_MAX ? capacity : UINT16_MAX;
+    }
     /* the embedding's type stands for the checkpoint's */
     const struct tensor *t = e->slots.items[0].tensor;
     i->bf16 = e->opt.dtype == CFG_DTYPE_BF16 ||
@@ -204,10 +211,11 @@ static int allocate_batch(struct engine *e, struct error *err)
     e->positions = calloc(tokens, sizeof *e->positions);
     e->seq_of_row = calloc(tokens, sizeof *e->seq_of_row);
     e->block_tables = calloc(seqs, sizeof *e->block_tables);
+    e->spent = calloc(seqs, sizeof *e->spent);
     e->head_rows = calloc(tokens + seqs, sizeof *e->head_rows);
     e->samples = calloc(tokens + seqs, sizeof *e->samples);
     e->logits_out = calloc(tokens + seqs, sizeof *e->logits_out);
-    if (e->tokens && e->positions && e->seq_of_row && e->block_tables && e->head_rows &&
+    if (e->tokens && e->positions && e->seq_of_row && e->block_tables && e->spent && e->head_rows &&
         e->samples && e->logits_out)
         return CFG_OK;
     return cfg_fail(err, CFG_ENOMEM, "no memory for a step of %zu tokens", tokens);
@@ -259,6 +267,7 @@ void engine_close(struct engine *e)
     free(e->positions);
     free(e->seq_of_row);
     free(e->block_tables);
+    free(e->spent);
     free(e->head_rows);
     free(e->samples);
     free(e->logits_out);
@@ -282,6 +291,8 @@ static int check_rows(const struct engine *e, const struct engine_rows *rows, in
         if (r->n_tokens < 1 || total > e->opt.max_step_tokens)
             return cfg_fail(err, CFG_EINVAL, "a step of more than %d tokens",
                             e->opt.max_step_tokens);
+        if (e->info.budget_len && !r->spent)
+            return cfg_fail(err, CFG_EINVAL, "isolated mode: a sequence without its expert budget");
         if (r->position < 0 || r->position + r->n_tokens > e->info.context)
             return cfg_fail(err, CFG_EINVAL, "position %d is beyond the context of %d tokens",
                             r->position + r->n_tokens - 1, e->info.context);
@@ -310,6 +321,7 @@ static int build_batch(struct engine *e, const struct engine_rows *rows, int n_r
     for (int s = 0; s < n_rows; s++) {
         const struct engine_rows *r = &rows[s];
         e->block_tables[s] = r->blocks;
+        e->spent[s] = r->spent;
         for (int i = 0; i < r->n_tokens; i++, row++) {
             e->tokens[row] = r->tokens[i];
             e->positions[row] = r->position + i;
@@ -335,7 +347,8 @@ static int build_batch(struct engine *e, const struct engine_rows *rows, int n_r
                            .tokens = e->tokens,
                            .positions = e->positions,
                            .seq_of_row = e->seq_of_row,
-                           .block_tables = e->block_tables};
+                           .block_tables = e->block_tables,
+                           .spent = e->info.budget_len ? e->spent : NULL};
     return heads;
 }
 
@@ -372,13 +385,22 @@ static void report_routing(const struct engine *e, int n_rows, uint64_t *dropped
     const size_t picks = (size_t)n_rows * (size_t)e->info.topk;
     for (int l = 0; l < e->info.moe_layers; l++) {
         const struct op_routing *r = &e->model.routing[l];
-        if (dropped && e->opt.capacity == CFG_CAPACITY_REFERENCE)
+        if (dropped && e->opt.capacity != CFG_CAPACITY_DROPLESS)
             for (size_t i = 0; i < picks; i++) dropped[l] += !r->kept[i];
         if (!routing) continue;
         memcpy(routing->experts + (size_t)l * picks, r->experts, picks * sizeof *r->experts);
         memcpy(routing->weights + (size_t)l * picks, r->weights, picks * sizeof *r->weights);
         memcpy(routing->kept + (size_t)l * picks, r->kept, picks * sizeof *r->kept);
     }
+}
+
+/* What an expert may take: of this call, or of one sequence (then the budgets are in the batch). */
+static int step_capacity(const struct engine *e, int n_rows)
+{
+    if (e->opt.capacity == CFG_CAPACITY_ISOLATED) return e->info.expert_capacity;
+    const struct hfconfig *c = &e->model.cfg;
+    const bool limited = e->opt.capacity == CFG_CAPACITY_REFERENCE && c->drop_tokens;
+    return limited ? model_capacity(c, n_rows) : 0;
 }
 
 int engine_step(struct engine *e, const struct engine_rows *rows, int n_rows, uint64_t *dropped,
@@ -388,9 +410,7 @@ int engine_step(struct engine *e, const struct engine_rows *rows, int n_rows, ui
     int rc = check_rows(e, rows, n_rows, err);
     if (rc != CFG_OK) return rc;
     const int heads = build_batch(e, rows, n_rows, &batch);
-    const struct hfconfig *c = &e->model.cfg;
-    const bool limited = e->opt.capacity == CFG_CAPACITY_REFERENCE && c->drop_tokens;
-    model_forward(&e->model, &batch, limited ? model_capacity(c, batch.n_rows) : 0);
+    model_forward(&e->model, &batch, step_capacity(e, batch.n_rows));
     rc = run_heads(e, heads, err);
     if (rc != CFG_OK) return rc;
     report_routing(e, batch.n_rows, dropped, routing);

@@ -28,6 +28,8 @@ struct engine_options {
     int threads;          /* 0 = the CPUs this process may use */
     int max_model_len;    /* tokens; 0 = the model's own context */
     enum cfg_capacity capacity;
+    int capacity_length; /* isolated mode: tokens whose published capacity a sequence may spend; 0 =
+                            the context */
     int block_size;      /* tokens of one KV block: a multiple of 16 */
     size_t kv_bytes;     /* memory for keys and values; rounded down to whole blocks */
     int max_step_tokens; /* rows of one step, at most */
@@ -45,6 +47,8 @@ struct engine_info {
     bool has_tokenizer;
     const char *backend; /* e.g. "cpu-avx512" */
     size_t weight_bytes, kv_bytes;
+    int budget_len;           /* counters of a sequence's expert budget: 0 unless isolated */
+    int expert_capacity;      /* isolated: picks of one sequence an expert takes; else 0 */
     const int *moe_layer_ids; /* [moe_layers]: layer index of each MoE layer */
 };
 
@@ -125,8 +129,10 @@ struct engine_routing {
 struct engine_rows {
     const int32_t *tokens; /* [n_tokens] */
     int n_tokens;
-    int position;                   /* of tokens[0], from 0 */
-    const int32_t *blocks;          /* block table covering position + n_tokens positions */
+    int position;          /* of tokens[0], from 0 */
+    const int32_t *blocks; /* block table covering position + n_tokens positions */
+    uint16_t *spent; /* isolated mode: [budget_len] = [moe_layers, experts] picks spent so far;
+                        zero at position 0, updated by the step; else NULL */
     struct engine_sampler *sampler; /* NULL = nothing is sampled; else from the last row */
     struct engine_result *sampled;  /* [1], written when sampler is set */
     const int32_t *targets;       /* NULL, or [n_tokens]: score this id from each row (-1 = skip) */
@@ -137,7 +143,8 @@ struct engine_rows {
 
 /* Runs all rows through the model in one forward call. n_rows sequences, at most max_step_seqs and
  * max_step_tokens rows in all. dropped[moe_layers] (may be NULL) is incremented by the picks
- * dropped. The result for a sequence does not depend on the others in dropless mode. */
+ * dropped. The result for a sequence does not depend on the others in dropless and
+ * isolated mode. */
 int engine_step(struct engine *e, const struct engine_rows *rows, int n_rows, uint64_t *dropped,
                 struct engine_routing *routing, struct error *err) CFG_WARN_UNUSED;
 

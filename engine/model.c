@@ -45,10 +45,10 @@ static void ffn(struct model *m, const struct op_batch *b, const struct ffn *w)
 }
 
 static void moe(struct model *m, const struct layer *w, const struct op_routing *routing,
-                int capacity)
+                int capacity, int budget_at)
 {
     const struct hfconfig *c = &m->cfg;
-    const struct op_route r = {w->router, c->experts, c->topk, c->hidden, capacity};
+    const struct op_route r = {w->router, c->experts, c->topk, c->hidden, capacity, budget_at};
     const struct op_experts e = {w->gate, w->up, w->down, c->experts, c->topk, c->hidden, c->inner};
 
     m->ops->route(m->be, &r, m->h, routing);
@@ -69,7 +69,8 @@ void model_forward(struct model *m, const struct op_batch *b, int capacity)
         attention_block(m, b, l);
         ops->rmsnorm(m->be, m->x, w->post_norm, c->rms_eps, b->n_rows, c->hidden, m->h);
         if (w->moe) {
-            moe(m, w, &m->routing[moe_index++], capacity);
+            moe(m, w, &m->routing[moe_index], capacity, moe_index * c->experts);
+            moe_index++;
             ops->rmsnorm(m->be, m->x, w->extra_norm, c->rms_eps, b->n_rows, c->hidden, m->h);
         }
         ffn(m, b, &w->mlp);

@@ -47,6 +47,7 @@ struct op_batch {
     const int32_t *positions;           /* [n_rows] */
     const int32_t *seq_of_row;          /* [n_rows] index into block_tables */
     const int32_t *const *block_tables; /* [n_seqs] */
+    uint16_t *const *spent; /* [n_seqs] budgets, [moe_layers, experts] each; NULL: none */
 };
 
 struct op_attention {
@@ -58,7 +59,11 @@ struct op_attention {
 struct op_route {
     const float *router; /* backend copy, [experts, hidden] FP32 */
     int experts, topk, hidden;
-    int capacity; /* picks an expert may take in this call; 0 = no limit */
+    /* Picks an expert may take, 0 = no limit. Without budgets: in this call, all first choices
+     * before any second. With budgets (op_batch.spent): of one sequence, in order of position,
+     * first choice before second. */
+    int capacity;
+    int budget_at; /* where this layer's counters stand in a budget */
 };
 
 /* The outcome of routing, in memory the host may read after sync. */

@@ -249,7 +249,8 @@ int weights_load(const struct weight_slots *slots, struct model *m, const volati
     double done = 0, reported = start;
     for (size_t i = 0; i < slots->n; i++) {
         const struct weight_slot *s = &slots->items[i];
-        if (stop && *stop) return cfg_fail(err, CFG_ECLOSED, "loading was stopped");
+        if (stop && __atomic_load_n(stop, __ATOMIC_RELAXED))
+            return cfg_fail(err, CFG_ECLOSED, "loading was stopped");
         int rc = load_slot(m, s, err);
         if (rc != CFG_OK) return rc;
         if (s->tensor && s->last_use) checkpoint_done_with(s->tensor);

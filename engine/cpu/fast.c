@@ -176,8 +176,7 @@ static void fast_route(void *be, const struct op_route *rt, const float *h,
     struct fast *f = be;
     struct rows_region r = {.rt = rt, .routing = out, .x = h};
     for_rows(f, f->batch.n_rows, (size_t)(rt->experts * rt->hidden), route_rows, &r);
-    route_capacity(out->experts, f->batch.n_rows, rt->experts, rt->topk, rt->capacity, f->counts,
-                   out->kept);
+    route_keep(rt, &f->batch, out, f->counts);
 }
 
 static void sample_rows(void *arg, size_t begin, size_t end, int thread)

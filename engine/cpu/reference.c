@@ -247,8 +247,7 @@ static void ref_route(void *be, const struct op_route *rt, const float *h,
         route_pick(logits, rt->experts, rt->topk, out->experts + r * rt->topk,
                    out->weights + r * rt->topk);
     }
-    route_capacity(out->experts, b->batch.n_rows, rt->experts, rt->topk, rt->capacity, b->counts,
-                   out->kept);
+    route_keep(rt, &b->batch, out, b->counts);
 }
 
 static void ref_experts(void *be, const struct op_experts *e, const struct op_routing *rt,

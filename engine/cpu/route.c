@@ -35,3 +35,27 @@ void route_capacity(const int32_t *ids, int n_rows, int experts, int topk, int c
             counts[ids[i]] += kept[i];
         }
 }
+
+void route_budget(const int32_t *ids, const int32_t *seq_of_row, int n_rows, int topk, int capacity,
+                  uint16_t *const *budgets, int budget_at, uint8_t *kept)
+{
+    for (int r = 0; r < n_rows; r++) {
+        uint16_t *spent = budgets[seq_of_row[r]] + budget_at;
+        for (int k = 0; k < topk; k++) {
+            const int i = r * topk + k;
+            kept[i] = spent[ids[i]] < capacity;
+            spent[ids[i]] = (uint16_t)(spent[ids[i]] + kept[i]);
+        }
+    }
+}
+
+void route_keep(const struct op_route *rt, const struct op_batch *b, const struct op_routing *out,
+                int *counts)
+{
+    if (b->spent)
+        route_budget(out->experts, b->seq_of_row, b->n_rows, rt->topk, rt->capacity, b->spent,
+                     rt->budget_at, out->kept);
+    else
+        route_capacity(out->experts, b->n_rows, rt->experts, rt->topk, rt->capacity, counts,
+                       out->kept);
+}

@@ -15,7 +15,8 @@ enum {
     CONNECT_SECONDS = 10,
 };
 
-/* ---- what went wrong ------------------------------------------------------------------------------ */
+/* ---- what went wrong
+ * ------------------------------------------------------------------------------ */
 
 /* Words of a server are shown on a terminal: no control characters. */
 static void plain(char *s)
@@ -66,7 +67,8 @@ static void curl_broke(struct load_chat *c, CURLcode rc)
     }
 }
 
-/* ---- the answer ----------------------------------------------------------------------------------- */
+/* ---- the answer
+ * ----------------------------------------------------------------------------------- */
 
 static void take_usage(struct load_result *r, const struct load_chunk *chunk)
 {
@@ -93,8 +95,7 @@ static int on_event(void *ctx, const char *data, size_t n)
         broke(c, head, "broken stream");
         return -1;
     }
-    if (chunk.has_error)
-        broke(c, chunk.error_message, "error event %s", chunk.error_code);
+    if (chunk.has_error) broke(c, chunk.error_message, "error event %s", chunk.error_code);
     take_usage(r, &chunk);
     if (!chunk.has_text && !chunk.finish[0]) return 0;
 
@@ -148,14 +149,18 @@ static void read_whole(struct load_chat *c)
         broke(c, json ? chunk.error_message : "", "HTTP %d %s", c->result.status,
               json ? chunk.error_code : "");
     } else if (!json || chunk.has_error || !chunk.finish[0]) {
-        broke(c, !json ? "not JSON" : chunk.has_error ? chunk.error_message : "no finish_reason",
+        broke(c,
+              !json             ? "not JSON"
+              : chunk.has_error ? chunk.error_message
+                                : "no finish_reason",
               "bad answer");
     } else {
         take_usage(&c->result, &chunk);
     }
 }
 
-/* ---- requests ------------------------------------------------------------------------------------- */
+/* ---- requests
+ * ------------------------------------------------------------------------------------- */
 
 int load_chat_init(struct load_chat *c, const struct load_options *opt,
                    const struct load_scripts *scripts, struct load_report *report, const char *url,

@@ -24,7 +24,8 @@ struct span {
 
 static void blanks(struct scan *s)
 {
-    while (s->p < s->end && (*s->p == ' ' || *s->p == '\n' || *s->p == '\t' || *s->p == '\r')) s->p++;
+    while (s->p < s->end && (*s->p == ' ' || *s->p == '\n' || *s->p == '\t' || *s->p == '\r'))
+        s->p++;
 }
 
 /* Skips blanks, then takes c if it is next. */
@@ -43,7 +44,9 @@ static int hex4(const char *p, const char *end)
     int value = 0;
     for (int i = 0; i < 4; i++) {
         int c = (unsigned char)p[i];
-        int digit = c >= '0' && c <= '9' ? c - '0' : (c | 32) >= 'a' && (c | 32) <= 'f' ? (c | 32) - 'a' + 10 : -1;
+        int digit = c >= '0' && c <= '9'                 ? c - '0'
+                    : (c | 32) >= 'a' && (c | 32) <= 'f' ? (c | 32) - 'a' + 10
+                                                         : -1;
         if (digit < 0) return -1;
         value = value * 16 + digit;
     }
@@ -152,8 +155,9 @@ static bool scalar(struct scan *s, struct span *out)
 {
     blanks(s);
     *out = (struct span){.p = s->p};
-    while (s->p < s->end && *s->p && (strchr("+-.", *s->p) || (*s->p >= '0' && *s->p <= '9') ||
-                                      (*s->p >= 'a' && *s->p <= 'z') || *s->p == 'E'))
+    while (s->p < s->end && *s->p &&
+           (strchr("+-.", *s->p) || (*s->p >= '0' && *s->p <= '9') ||
+            (*s->p >= 'a' && *s->p <= 'z') || *s->p == 'E'))
         s->p++;
     out->n = (size_t)(s->p - out->p);
     return out->n > 0;

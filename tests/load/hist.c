@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// hist.c: histograms of durations with a bounded relative error. A duration in nanoseconds keeps its
-// 8 leading bits: bucket = (position of the leading bit, next 7 bits); durations below 128 ns, of no
-// interest here, have a bucket each. What is past 2^44 ns (five hours) falls into the last bucket.
+// hist.c: histograms of durations with a bounded relative error. A duration in nanoseconds keeps
+// its 8 leading bits: bucket = (position of the leading bit, next 7 bits); durations below 128 ns,
+// of no interest here, have a bucket each. What is past 2^44 ns (five hours) falls into the last
+// bucket.
 #include <math.h>
 
 #include "tests/load/load.h"

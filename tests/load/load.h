@@ -9,7 +9,8 @@
 
 #include "config/config.h"
 
-/* ---- random numbers --------------------------------------------------------------------------- */
+/* ---- random numbers ---------------------------------------------------------------------------
+ */
 
 /* Every chat has its own generator, seeded by --seed and its number: what a chat asks does not
  * depend on when it runs. */
@@ -33,7 +34,8 @@ int load_dist_parse(struct load_dist *dist, const char *text, struct error *err)
 /* A whole number in [lowest, LOAD_DIST_MAX]. */
 int load_dist_draw(const struct load_dist *dist, struct load_rng *rng, int lowest);
 
-/* ---- histograms of durations -------------------------------------------------------------------- */
+/* ---- histograms of durations --------------------------------------------------------------------
+ */
 
 /* Nanoseconds in 128 buckets for each power of two: a percentile is off by at most 0.4%, whatever
  * the number of samples, and memory is constant however long the load runs. Mean, least and most
@@ -49,7 +51,8 @@ double load_hist_mean(const struct load_hist *h); /* NaN when empty, as the next
 /* The smallest sample that at least the share q (0..1) of all samples does not exceed. */
 double load_hist_quantile(const struct load_hist *h, double q);
 
-/* ---- event streams ------------------------------------------------------------------------------ */
+/* ---- event streams ------------------------------------------------------------------------------
+ */
 
 enum { LOAD_EVENT_MAX = 1024 * 1024 }; /* bytes of one event or line */
 
@@ -69,8 +72,8 @@ void load_sse_free(struct load_sse *sse);
 
 /* What a chunk or a whole answer says; text itself goes elsewhere. */
 struct load_chunk {
-    bool has_text;                                      /* delta or message with content, not "" */
-    char finish[24];                                    /* finish_reason, "" = null or absent */
+    bool has_text;   /* delta or message with content, not "" */
+    char finish[24]; /* finish_reason, "" = null or absent */
     long prompt_tokens, completion_tokens, cached_tokens; /* usage; -1 = absent */
     bool has_error;
     char error_code[64]; /* its code, else its type, else "" */
@@ -81,7 +84,8 @@ struct load_chunk {
 int load_chunk_scan(const char *json, size_t n, struct load_chunk *out,
                     struct cfg_buf *text) CFG_WARN_UNUSED;
 
-/* ---- options -------------------------------------------------------------------------------------- */
+/* ---- options
+ * -------------------------------------------------------------------------------------- */
 
 /* Limits that a request must meet to count as good; 0 = none. Seconds. */
 struct load_goals {
@@ -108,7 +112,8 @@ struct load_options {
 int load_options_parse(struct load_options *opt, int argc, char *const *argv,
                        struct error *err) CFG_WARN_UNUSED;
 
-/* ---- prompts -------------------------------------------------------------------------------------- */
+/* ---- prompts
+ * -------------------------------------------------------------------------------------- */
 
 /* The messages of one line of --file, rendered as JSON objects. */
 struct load_script {

@@ -96,7 +96,7 @@ static int set_number(const struct option *o, const char *text, double *out, str
 
 static int set_count(const struct option *o, const char *text, void *at, struct error *err)
 {
-    double x;
+    double x = 0;
     int rc = set_number(o, text, &x, err);
     if (rc) return rc;
     if (x != floor(x))
@@ -138,9 +138,10 @@ static int set_goals(const struct option *o, const char *text, struct load_goals
         if (*end != ',') break;
         p = end + 1;
     }
-    return cfg_fail(err, CFG_EINVAL,
-                    "--%s: '%s' is no list of limits in ms such as ttft:500,tpot:50,itl:200,e2e:9000",
-                    o->name, text);
+    return cfg_fail(
+        err, CFG_EINVAL,
+        "--%s: '%s' is no list of limits in ms such as ttft:500,tpot:50,itl:200,e2e:9000", o->name,
+        text);
 }
 
 static int set(const struct option *o, const char *text, struct load_options *opt,

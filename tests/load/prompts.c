@@ -11,28 +11,31 @@
 enum { FILE_MAX = 512 * 1024 * 1024 };
 
 static const char *const words[] = {
-    "about",  "after",  "again",  "air",    "always", "animal", "answer", "apple",  "autumn",
-    "back",   "bird",   "black",  "blue",   "boat",   "book",   "bread",  "bridge", "brother",
-    "can",    "chair",  "city",   "clear",  "cloud",  "cold",   "colour", "could",  "count",
-    "dark",   "day",    "door",   "down",   "draw",   "dream",  "early",  "earth",  "east",
-    "eight",  "evening", "every", "eye",    "face",   "family", "far",    "field",  "find",
-    "fire",   "first",  "five",   "flower", "forest", "four",   "friend", "garden", "give",
-    "glass",  "gold",   "good",   "grass",  "green",  "hand",   "happy",  "hear",   "heavy",
-    "hello",  "hill",   "home",   "horse",  "house",  "how",    "ice",    "island", "keep",
-    "kind",   "know",   "lake",   "language", "late", "leaf",   "learn",  "letter", "light",
-    "little", "long",   "look",   "low",    "many",   "map",    "mark",   "milk",   "moon",
-    "more",   "morning", "mother", "mountain", "music", "my",   "name",   "near",   "never",
-    "new",    "night",  "nine",   "north",  "number", "ocean",  "often",  "old",    "one",
-    "open",   "orange", "over",   "paper",  "park",   "people", "picture", "place", "plain",
-    "play",   "please", "question", "quick", "quiet", "rain",   "read",   "red",    "river",
-    "road",   "rock",   "room",   "round",  "salt",   "sand",   "school", "sea",    "seven",
-    "she",    "ship",   "short",  "silver", "sister", "six",    "sky",    "slow",   "small",
-    "snow",   "some",   "song",   "south",  "spell",  "spring", "star",   "stone",  "story",
-    "street", "strong", "sugar",  "summer", "sun",    "table",  "tall",   "tea",    "teach",
-    "tell",   "ten",    "the",    "then",   "three",  "time",   "today",  "tree",   "true",
-    "two",    "under",  "valley", "very",   "village", "voice", "walk",   "warm",   "water",
-    "week",   "west",   "what",   "wheel",  "white",  "why",    "wind",   "window", "winter",
-    "wood",   "word",   "world",  "write",  "year",   "yellow", "you",    "young",  "zero",
+    "about",  "after",   "again",   "air",      "always", "animal",   "answer", "apple",
+    "autumn", "back",    "bird",    "black",    "blue",   "boat",     "book",   "bread",
+    "bridge", "brother", "can",     "chair",    "city",   "clear",    "cloud",  "cold",
+    "colour", "could",   "count",   "dark",     "day",    "door",     "down",   "draw",
+    "dream",  "early",   "earth",   "east",     "eight",  "evening",  "every",  "eye",
+    "face",   "family",  "far",     "field",    "find",   "fire",     "first",  "five",
+    "flower", "forest",  "four",    "friend",   "garden", "give",     "glass",  "gold",
+    "good",   "grass",   "green",   "hand",     "happy",  "hear",     "heavy",  "hello",
+    "hill",   "home",    "horse",   "house",    "how",    "ice",      "island", "keep",
+    "kind",   "know",    "lake",    "language", "late",   "leaf",     "learn",  "letter",
+    "light",  "little",  "long",    "look",     "low",    "many",     "map",    "mark",
+    "milk",   "moon",    "more",    "morning",  "mother", "mountain", "music",  "my",
+    "name",   "near",    "never",   "new",      "night",  "nine",     "north",  "number",
+    "ocean",  "often",   "old",     "one",      "open",   "orange",   "over",   "paper",
+    "park",   "people",  "picture", "place",    "plain",  "play",     "please", "question",
+    "quick",  "quiet",   "rain",    "read",     "red",    "river",    "road",   "rock",
+    "room",   "round",   "salt",    "sand",     "school", "sea",      "seven",  "she",
+    "ship",   "short",   "silver",  "sister",   "six",    "sky",      "slow",   "small",
+    "snow",   "some",    "song",    "south",    "spell",  "spring",   "star",   "stone",
+    "story",  "street",  "strong",  "sugar",    "summer", "sun",      "table",  "tall",
+    "tea",    "teach",   "tell",    "ten",      "the",    "then",     "three",  "time",
+    "today",  "tree",    "true",    "two",      "under",  "valley",   "very",   "village",
+    "voice",  "walk",    "warm",    "water",    "week",   "west",     "what",   "wheel",
+    "white",  "why",     "wind",    "window",   "winter", "wood",     "word",   "world",
+    "write",  "year",    "yellow",  "you",      "young",  "zero",
 };
 enum { N_WORDS = sizeof words / sizeof *words };
 
@@ -47,7 +50,8 @@ void load_prompt_words(struct cfg_buf *out, struct load_rng *rng, int n_words)
     cfg_buf_puts(out, "?");
 }
 
-/* ---- files ---------------------------------------------------------------------------------------- */
+/* ---- files
+ * ---------------------------------------------------------------------------------------- */
 
 static void message(struct cfg_buf *out, const char *role, const char *content)
 {
@@ -62,8 +66,8 @@ static int add_turn(struct load_script *script, const char *content, struct erro
 {
     struct cfg_buf b = {0};
     message(&b, "user", content);
-    char **turns = b.failed ? NULL
-                            : realloc(script->turns, ((size_t)script->n_turns + 1) * sizeof *turns);
+    char **turns =
+        b.failed ? NULL : realloc(script->turns, ((size_t)script->n_turns + 1) * sizeof *turns);
     if (!turns) {
         cfg_buf_free(&b);
         return cfg_fail(err, CFG_ENOMEM, "no memory for the messages");

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // random.c: the random numbers of the load and the distributions of lengths and pauses. The
-// generator is a 64-bit counter with a mixing function (SplitMix64, Steele et al. 2014): one word of
-// state, and any number of independent streams from one seed.
+// generator is a 64-bit counter with a mixing function (SplitMix64, Steele et al. 2014): one word
+// of state, and any number of independent streams from one seed.
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -73,16 +73,18 @@ int load_dist_parse(struct load_dist *dist, const char *text, struct error *err)
         if (dist->b < dist->a || dist->b > LOAD_DIST_MAX || dist->b != floor(dist->b)) break;
         return CFG_OK;
     }
-    return cfg_fail(err, CFG_EINVAL,
-                    "'%s' is none of fixed:N, uniform:LO:HI, lognormal:MU:SIGMA (N, LO and HI whole "
-                    "numbers from 0 to %d)",
-                    text, LOAD_DIST_MAX);
+    return cfg_fail(
+        err, CFG_EINVAL,
+        "'%s' is none of fixed:N, uniform:LO:HI, lognormal:MU:SIGMA (N, LO and HI whole "
+        "numbers from 0 to %d)",
+        text, LOAD_DIST_MAX);
 }
 
 int load_dist_draw(const struct load_dist *dist, struct load_rng *rng, int lowest)
 {
     double x = dist->a;
-    if (dist->kind == LOAD_UNIFORM) x = floor(dist->a + (dist->b - dist->a + 1) * load_rng_unit(rng));
+    if (dist->kind == LOAD_UNIFORM)
+        x = floor(dist->a + (dist->b - dist->a + 1) * load_rng_unit(rng));
     if (dist->kind == LOAD_LOGNORMAL) x = round(exp(dist->a + dist->b * normal(rng)));
     return (int)fmin(fmax(x, lowest), LOAD_DIST_MAX);
 }

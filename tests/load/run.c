@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// run.c: the event loop: libcurl's multi interface over epoll, the timers of the chats, arrivals and
-// the end. Owns the slots, one for each chat that can be open at once. A closed loop keeps every slot
-// busy; with --rate a chat takes a free slot when it arrives, and if there is none that is an error
-// of its own kind, so that an overloaded server can't slow the arrivals down unseen.
+// run.c: the event loop: libcurl's multi interface over epoll, the timers of the chats, arrivals
+// and the end. Owns the slots, one for each chat that can be open at once. A closed loop keeps
+// every slot busy; with --rate a chat takes a free slot when it arrives, and if there is none that
+// is an error of its own kind, so that an overloaded server can't slow the arrivals down unseen.
 #include <errno.h>
 #include <math.h>
 #include <signal.h>
@@ -57,7 +57,8 @@ static void on_signal(int sig)
     interrupted = 1;
 }
 
-/* ---- timers --------------------------------------------------------------------------------------- */
+/* ---- timers
+ * --------------------------------------------------------------------------------------- */
 
 static void set_timer(struct run *run, struct load_chat *chat, double at)
 {
@@ -94,7 +95,8 @@ static struct timer pop_timer(struct run *run)
     return top;
 }
 
-/* ---- chats ---------------------------------------------------------------------------------------- */
+/* ---- chats
+ * ---------------------------------------------------------------------------------------- */
 
 static bool may_start(const struct run *run)
 {
@@ -106,7 +108,7 @@ static void set_phase(struct run *run, struct load_chat *c, enum load_phase phas
     run->n_busy += (phase != LOAD_IDLE) - (c->phase != LOAD_IDLE);
     run->n_running += (phase == LOAD_RUNNING) - (c->phase == LOAD_RUNNING);
     if (run->n_running > run->totals->peak) run->totals->peak = run->n_running;
-    if (phase == LOAD_IDLE && c->phase != LOAD_IDLE) run->free_[run->n_free++] = c;
+    if (run->opt->rate > 0 && phase == LOAD_IDLE) run->free_[run->n_free++] = c;
     c->phase = phase;
     c->timer++; /* an older timer is void */
 }
@@ -206,12 +208,15 @@ static void arrive(struct run *run, double now)
     }
 }
 
-/* ---- libcurl -------------------------------------------------------------------------------------- */
+/* ---- libcurl
+ * -------------------------------------------------------------------------------------- */
 
-/* libcurl wants to hear of this socket. `known` is set by us once epoll has it. */
-static int on_socket(CURL *easy, curl_socket_t fd, int what, void *user, void *known)
+/* libcurl wants to hear of this socket. Whether epoll has it already is best known by epoll: a
+ * number can come back as another socket. */
+static int on_socket(CURL *easy, curl_socket_t fd, int what, void *user, void *unused)
 {
     (void)easy;
+    (void)unused;
     struct run *run = user;
     if (what == CURL_POLL_REMOVE) {
         epoll_ctl(run->epoll, EPOLL_CTL_DEL, fd, NULL); /* it may be closed already */
@@ -220,11 +225,9 @@ static int on_socket(CURL *easy, curl_socket_t fd, int what, void *user, void *k
     struct epoll_event ev = {.data.fd = fd};
     if (what & CURL_POLL_IN) ev.events |= EPOLLIN;
     if (what & CURL_POLL_OUT) ev.events |= EPOLLOUT;
-    int rc = epoll_ctl(run->epoll, known ? EPOLL_CTL_MOD : EPOLL_CTL_ADD, fd, &ev);
-    if (rc && errno == EEXIST) rc = epoll_ctl(run->epoll, EPOLL_CTL_MOD, fd, &ev);
+    int rc = epoll_ctl(run->epoll, EPOLL_CTL_MOD, fd, &ev);
     if (rc && errno == ENOENT) rc = epoll_ctl(run->epoll, EPOLL_CTL_ADD, fd, &ev);
     if (rc) cfg_fail(run->failed, CFG_EIO, "epoll_ctl: %s", strerror(errno));
-    curl_multi_assign(run->multi, fd, run);
     return 0;
 }
 
@@ -256,7 +259,8 @@ static void drive(struct run *run, int fd, int bits)
     if (rc) cfg_fail(run->failed, CFG_EINTERNAL, "libcurl: %s", curl_multi_strerror(rc));
 }
 
-/* ---- the loop ------------------------------------------------------------------------------------- */
+/* ---- the loop
+ * ------------------------------------------------------------------------------------- */
 
 static void progress(struct run *run, double now)
 {
@@ -307,7 +311,8 @@ static void loop(struct run *run)
     }
 }
 
-/* ---- setting up ----------------------------------------------------------------------------------- */
+/* ---- setting up
+ * ----------------------------------------------------------------------------------- */
 
 /* A chat is a descriptor; some more are needed for epoll, files and names. */
 static int raise_descriptors(int chats, struct error *err)

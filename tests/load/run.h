@@ -10,7 +10,8 @@
 
 #include "tests/load/load.h"
 
-/* ---- results -------------------------------------------------------------------------------------- */
+/* ---- results
+ * -------------------------------------------------------------------------------------- */
 
 enum load_outcome { LOAD_OK, LOAD_CANCELLED, LOAD_ERROR };
 
@@ -54,7 +55,8 @@ long load_report_errors(const struct load_report *r);
 int load_report_finish(struct load_report *r, const struct load_totals *totals,
                        struct error *err) CFG_WARN_UNUSED;
 
-/* ---- chats ---------------------------------------------------------------------------------------- */
+/* ---- chats
+ * ---------------------------------------------------------------------------------------- */
 
 enum load_phase {
     LOAD_IDLE,       /* the slot is free */
@@ -85,9 +87,9 @@ struct load_chat {
     struct cfg_buf answer; /* decoded text */
     struct cfg_buf whole;  /* the body of an answer that is no stream */
     struct load_sse sse;
-    bool done;         /* data: [DONE] came */
-    long cancel_at;    /* contents after which to hang up; 0 = none */
-    double cancel_in;  /* seconds after which to hang up; negative = none */
+    bool done;        /* data: [DONE] came */
+    long cancel_at;   /* contents after which to hang up; 0 = none */
+    double cancel_in; /* seconds after which to hang up; negative = none */
     bool cancelled;
     struct load_result result;
 };
@@ -107,7 +109,8 @@ void load_chat_finish(struct load_chat *c, CURLcode rc, double run_began);
 bool load_chat_goes_on(const struct load_chat *c);
 double load_chat_think(struct load_chat *c); /* seconds before it */
 
-/* ---- the loop ------------------------------------------------------------------------------------- */
+/* ---- the loop
+ * ------------------------------------------------------------------------------------- */
 
 int load_run(const struct load_options *opt, const struct load_scripts *scripts,
              struct load_report *report, struct load_totals *totals,

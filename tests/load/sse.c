@@ -2,8 +2,8 @@
 //
 // sse.c: text/event-stream as the WHATWG specification reads it: lines end with LF, CR or CRLF, an
 // empty line ends an event, several data lines are joined by LF, an unfinished event at the end of
-// the stream is none. Other fields and comments are skipped. A line that came whole is read where it
-// lies; only the tail of a piece is copied to wait for the next one.
+// the stream is none. Other fields and comments are skipped. A line that came whole is read where
+// it lies; only the tail of a piece is copied to wait for the next one.
 #include <string.h>
 
 #include "tests/load/load.h"
