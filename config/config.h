@@ -62,6 +62,7 @@ struct cfg_options {
     int threads;                /* --threads: compute threads; 0 = the CPUs this process may use */
     char *cpu_isa;              /* --cpu-isa: auto|reference|generic|avx2|avx512|amx */
     enum cfg_capacity capacity; /* --expert-capacity */
+    int capacity_length;        /* --capacity-length: tokens; 0 = the context */
     enum cfg_load_format load_format; /* --load-format */
     char *api_key;                    /* --api-key: NULL = no authentication */
     size_t max_body_size;             /* --max-body-size: bytes, suffixes K M G */
@@ -71,7 +72,8 @@ struct cfg_options {
     int max_num_seqs;                 /* --max-num-seqs: sequences running at once */
     int max_num_batched_tokens;       /* --max-num-batched-tokens: rows of one engine step */
     int max_queued_requests;          /* --max-queued-requests: waiting sequences; past it 429 */
-    size_t kv_cache_memory; /* --kv-cache-memory: bytes; 0 = a quarter of what the weights leave free */
+    size_t kv_cache_memory; /* --kv-cache-memory: bytes; 0 = a quarter of what the weights leave
+                               free */
     uint64_t
         seed; /* --seed: of dummy weights and of requests without a seed; 0 = random requests */
 };

@@ -13,7 +13,7 @@
 static const char *const devices[] = {"auto", "cpu", "cuda", NULL};
 static const char *const dtypes[] = {"auto", "f32", "bf16", NULL};
 static const char *const isas[] = {"auto", "reference", "generic", "avx2", "avx512", "amx", NULL};
-static const char *const capacities[] = {"dropless", "reference", NULL};
+static const char *const capacities[] = {"dropless", "reference", "isolated", NULL};
 static const char *const load_formats[] = {"auto", "dummy", NULL};
 static const char *const log_levels[] = {"debug", "info", "warn", "error", NULL};
 static const char *const log_formats[] = {"text", "json", NULL};
@@ -49,7 +49,10 @@ const struct option cfg_option_table[] = {
     {"expert-capacity", "MODE", OPTION_CHOICE, FIELD(capacity), .initial = "dropless",
      .choices = capacities,
      .help = "dropless: no token ever loses an expert. reference: the published rule, under which "
-             "an answer depends on what else runs in the same step."},
+             "an answer depends on what else runs in the same step. isolated: each sequence has the "
+             "published capacity of --capacity-length tokens to itself, spent in order of position."},
+    {"capacity-length", "N", OPTION_INT, FIELD(capacity_length), .initial = "0", .max = MANY,
+     .help = "Tokens whose capacity a sequence may spend in isolated mode; 0 means the context."},
     {"load-format", "FORMAT", OPTION_CHOICE, FIELD(load_format), .initial = "auto",
      .choices = load_formats,
      .help = "auto reads the checkpoint; dummy makes seeded random weights, for benchmarks."},

@@ -125,6 +125,7 @@ static void fill_rows(struct engine_rows *rows, struct seq *q, int n, struct eng
                                  .n_tokens = n,
                                  .position = q->n_done,
                                  .blocks = q->table.blocks,
+                                 .spent = q->spent,
                                  .sampled = sampled,
                                  .n_target_top = q->n_target_top};
     if (q->n_done + n == q->n_tokens) rows->sampler = q->sampler;

@@ -73,6 +73,10 @@ int seq_new(struct seq **out, const struct sched_job *job, const struct engine_i
     q->submitted = cfg_now();
     rc = copy_job(q, job, err);
     if (!rc) rc = kv_table_init(&q->table, q->blocks_needed, err);
+    if (!rc && info->budget_len > 0) {
+        q->spent = calloc((size_t)info->budget_len, sizeof(q->spent[0]));
+        if (!q->spent) rc = cfg_fail(err, CFG_ENOMEM, "no memory for an expert budget");
+    }
     if (!rc && q->max_new > 0)
         rc = engine_sampler_new(&q->sampler, &job->sampling, info, job->prompt, job->n_prompt, err);
     if (rc) {
@@ -88,6 +92,7 @@ void seq_free(struct seq *q)
     if (!q) return;
     engine_sampler_free(q->sampler);
     free(q->table.blocks);
+    free(q->spent);
     free(q->ends);
     free(q->tokens);
     free(q);

@@ -27,6 +27,7 @@ struct seq {
     struct kv_table table;
     int blocks_needed; /* for all positions it can ever reach */
 
+    uint16_t *spent; /* [budget_len] expert budget spent (isolated mode), else NULL */
     struct engine_sampler *sampler;
     int32_t *ends; /* [n_ends] ids that end it; none with ignore_ends */
     size_t n_ends;

@@ -15,7 +15,11 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-enum { BACKLOG = 1024 };
+enum {
+    BACKLOG = 1024,
+    SEND_BUFFER = 128 * 1024, /* inherited by every connection: a client that does not read costs
+                                 this much of the kernel's memory instead of megabytes */
+};
 
 static bool is_loopback(const struct sockaddr *a)
 {
@@ -28,10 +32,11 @@ static bool is_loopback(const struct sockaddr *a)
 
 static int bound_socket(const struct addrinfo *a)
 {
-    const int one = 1;
+    const int one = 1, room = SEND_BUFFER;
     int fd = socket(a->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (fd < 0) return -1;
     if (setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one) == 0 &&
+        setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &room, sizeof room) == 0 &&
         bind(fd, a->ai_addr, a->ai_addrlen) == 0 && listen(fd, BACKLOG) == 0)
         return fd;
     int saved = errno;

@@ -57,6 +57,7 @@ int main(int argc, char **argv)
         .threads = opt.threads,
         .max_model_len = opt.max_model_len,
         .capacity = opt.capacity,
+        .capacity_length = opt.capacity_length,
         .block_size = BLOCK_SIZE,
         .kv_bytes = opt.kv_cache_memory,
         .max_step_tokens = opt.max_num_batched_tokens,

@@ -376,7 +376,7 @@ def test_leaving_while_a_large_body_is_parsed(daemon):
 def test_a_reader_that_stops_reading_is_given_up(start):
     """128 choices make far more than socket buffers hold; the daemon keeps a bounded rest."""
     daemon = start()
-    body = json.dumps({**LONG, "prompt": [PROMPT] * 8, "n": 16}).encode()
+    body = json.dumps({**LONG, "prompt": [PROMPT] * 8, "n": 16, "logprobs": 5}).encode()
     with socket.socket() as s:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         s.connect((daemon.host, daemon.port))
@@ -430,8 +430,8 @@ def test_64_streams_at_once(daemon):
 
 
 def test_drain(start):
-    daemon = start()
-    conn, answer = open_stream(daemon, {**LONG, "n": 8})
+    daemon = start("--drain-timeout", "600")
+    conn, answer = open_stream(daemon, {**LONG, "n": 2})
     daemon.signal(signal.SIGTERM)
     eventually(lambda: daemon.get("/health")[0] == 503)
     status, headers, body = daemon.request("POST", "/v1/completions", SHORT)

@@ -104,6 +104,112 @@ static void company_matters_in_reference_mode(void **state)
     assert_memory_not_equal(alone, got, sizeof got);
 }
 
+/* ---- isolated mode ----------------------------------------------------------------------------
+ */
+
+#define ISOLATED_LENGTH                                                                            \
+    12 /* tokens: a capacity small enough that most of the prompt's end is dropped */
+
+/* Our prompt in chunks, beside strangers with budgets of their own; kept[layer][position][pick]
+ * comes back together with the picks and the last logits. */
+struct isolated {
+    int32_t picks[2][PROMPT][2];
+    uint8_t kept[2][PROMPT][2];
+    float logits[TINY_VOCAB];
+    uint16_t spent[2 * 8];
+    uint64_t dropped[2];
+};
+
+static void run_isolated(const char *isa, int chunk, int company, struct isolated *out)
+{
+    struct engine_options opt = tiny_options("tests/golden/tiny");
+    opt.cpu_isa = isa;
+    opt.capacity = CFG_CAPACITY_ISOLATED;
+    opt.capacity_length = ISOLATED_LENGTH;
+    struct engine *e = engine_of(&opt);
+    const struct engine_info *info = engine_info(e);
+    static int32_t experts[2 * 256 * 2];
+    static float weights[2 * 256 * 2];
+    static uint8_t kept[2 * 256 * 2];
+    struct engine_routing routing = {experts, weights, kept};
+    struct engine_rows rows[COMPANY + 1];
+    struct error err;
+    int32_t prompt[PROMPT], ours[PROMPT / 16 + 1] = {3, 0, 5, 1}, tokens[COMPANY][4],
+                                               blocks[COMPANY];
+    uint16_t theirs[COMPANY][2 * 8];
+    *out = (struct isolated){0};
+    assert_int_equal(info->budget_len, 16);
+    for (int i = 0; i < PROMPT; i++) prompt[i] = token_at(0, i);
+    for (int at = 0, step = 0; at < PROMPT; at += chunk, step++) {
+        const int some = chunk < PROMPT - at ? chunk : PROMPT - at;
+        int before = 0, total = some;
+        memset(theirs, 0, sizeof theirs);
+        for (int s = 0; s < company; s++) {
+            set_stranger(&rows[s], s, 0, true, tokens[s], &blocks[s]);
+            rows[s].spent = theirs[s];
+            before += rows[s].n_tokens;
+        }
+        total += before;
+        rows[company] = (struct engine_rows){.tokens = prompt + at,
+                                             .n_tokens = some,
+                                             .position = at,
+                                             .blocks = ours,
+                                             .spent = out->spent,
+                                             .logits = out->logits};
+        if (engine_step(e, rows, company + 1, company ? NULL : out->dropped, &routing, &err) !=
+            CFG_OK)
+            fail_msg("%s", err.message);
+        for (int l = 0; l < 2; l++)
+            for (int i = 0; i < some; i++)
+                for (int k = 0; k < 2; k++) {
+                    out->picks[l][at + i][k] = experts[(l * total + before + i) * 2 + k];
+                    out->kept[l][at + i][k] = kept[(l * total + before + i) * 2 + k];
+                }
+    }
+    engine_close(e);
+}
+
+/* The rule told over again: capacity of a sequence of 12 tokens and 8 experts is floor(2 * 2 * 12 /
+ * 8) = 6. */
+static void check_against_brute_force(const struct isolated *run)
+{
+    uint64_t dropped = 0;
+    for (int l = 0; l < 2; l++)
+        for (int p = 0; p < PROMPT; p++)
+            for (int k = 0; k < 2; k++) {
+                int taken = 0; /* by earlier positions, or by the first choice here */
+                for (int q = 0; q <= p; q++)
+                    for (int j = 0; j < (q < p ? 2 : k); j++)
+                        taken += run->kept[l][q][j] && run->picks[l][q][j] == run->picks[l][p][k];
+                assert_int_equal(run->kept[l][p][k], taken < 6);
+                dropped += !run->kept[l][p][k];
+            }
+    assert_true(dropped > 0);
+    assert_int_equal(run->dropped[0] + run->dropped[1], dropped);
+}
+
+static void isolated_budgets_are_a_sequences_own(void **state)
+{
+    (void)state;
+    static struct isolated alone, other;
+    run_isolated("auto", PROMPT, 0, &alone);
+    check_against_brute_force(&alone);
+    static const int chunks[] = {1, 7, 33, PROMPT};
+    for (size_t i = 0; i < sizeof chunks / sizeof *chunks; i++) {
+        run_isolated("auto", chunks[i], COMPANY,
+                     &other); /* hundreds of copies of one token as company */
+        assert_memory_equal(alone.logits, other.logits, sizeof alone.logits);
+        assert_memory_equal(alone.kept, other.kept, sizeof alone.kept);
+        assert_memory_equal(alone.spent, other.spent, sizeof alone.spent);
+    }
+    run_isolated("reference", PROMPT, 0, &other);
+    assert_memory_equal(alone.kept, other.kept, sizeof alone.kept);
+    for (int i = 0; i < TINY_VOCAB; i++) {
+        const float d = alone.logits[i] - other.logits[i];
+        assert_true(d < 1e-4f && d > -1e-4f);
+    }
+}
+
 static void types_differ_slightly(void **state)
 {
     (void)state;
@@ -204,6 +310,7 @@ int main(void)
         cmocka_unit_test(bad_steps_are_refused),
         cmocka_unit_test(bad_options_are_refused),
         cmocka_unit_test(loading_can_be_stopped),
+        cmocka_unit_test(isolated_budgets_are_a_sequences_own),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

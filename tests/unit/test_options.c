@@ -108,6 +108,7 @@ static void test_defaults(void **state)
     assert_int_equal(o.max_model_len, 0);
     assert_int_equal(o.threads, 0);
     assert_int_equal(o.capacity, CFG_CAPACITY_DROPLESS);
+    assert_int_equal(o.capacity_length, 0);
     assert_int_equal(o.load_format, CFG_LOAD_AUTO);
     assert_int_equal(o.max_body_size, 4 << 20);
     assert_int_equal(o.drain_timeout, 30);
@@ -201,7 +202,7 @@ static void test_precedence(void **state)
         check_value(o, LIST(flag, value[0], joined), NULL, value[2]); /* the last one wins */
         tested++;
     }
-    assert_int_equal(tested, 21);
+    assert_int_equal(tested, 22);
 }
 
 static void test_config_flag_over_variable(void **state)
@@ -240,10 +241,10 @@ static void test_values(void **state)
         check_value(o, LIST(cases[i].flag), NULL, cases[i].want);
     }
     struct cfg_options o =
-        parsed(LIST("--expert-capacity", "reference", "--dtype", "bf16", "--device", "cuda"),
+        parsed(LIST("--expert-capacity", "isolated", "--dtype", "bf16", "--device", "cuda"),
                LIST("OPENMOED_LOG_LEVEL=error", "OPENMOED_LOG_FORMAT=json",
                     "OPENMOED_LOAD_FORMAT=dummy", "OTHER=1", "OPENMOED"));
-    assert_int_equal(o.capacity, CFG_CAPACITY_REFERENCE);
+    assert_int_equal(o.capacity, CFG_CAPACITY_ISOLATED);
     assert_int_equal(o.dtype, CFG_DTYPE_BF16);
     assert_int_equal(o.device, CFG_DEVICE_CUDA);
     assert_int_equal(o.log_level, CFG_LOG_ERROR);
@@ -355,7 +356,7 @@ static void test_flag_errors(void **state)
         {"--cpu-isa", "sse",
          "--cpu-isa: \"sse\" is not one of auto, reference, generic, avx2, avx512, amx"},
         {"--expert-capacity", "auto",
-         "--expert-capacity: \"auto\" is not one of dropless, reference"},
+         "--expert-capacity: \"auto\" is not one of dropless, reference, isolated"},
         {"--load-format", "x", "--load-format: \"x\" is not one of auto, dummy"},
         {"--log-level", "trace", "--log-level: \"trace\" is not one of debug, info, warn, error"},
         {"--log-format", "xml", "--log-format: \"xml\" is not one of text, json"},
