@@ -379,6 +379,19 @@ static int run_heads(struct engine *e, int heads, struct error *err)
     return m->ops->sync(m->be, err);
 }
 
+int engine_copy_blocks(struct engine *e, const struct engine_block_copy *list, int n,
+                       struct error *err)
+{
+    for (int i = 0; i < n; i++) {
+        const struct engine_block_copy *c = &list[i];
+        if (c->from < 0 || c->to < 0 || c->from >= e->info.n_blocks || c->to >= e->info.n_blocks)
+            return cfg_fail(err, CFG_EINVAL, "a copy from block %d to %d of %d", (int)c->from,
+                            (int)c->to, e->info.n_blocks);
+        e->model.ops->kv_copy(e->model.be, c->from, c->to);
+    }
+    return e->model.ops->sync(e->model.be, err);
+}
+
 static void report_routing(const struct engine *e, int n_rows, uint64_t *dropped,
                            struct engine_routing *routing)
 {

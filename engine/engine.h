@@ -148,6 +148,13 @@ struct engine_rows {
 int engine_step(struct engine *e, const struct engine_rows *rows, int n_rows, uint64_t *dropped,
                 struct engine_routing *routing, struct error *err) CFG_WARN_UNUSED;
 
+/* Copies whole blocks (keys and values of every layer) before the next step: copy on write. */
+struct engine_block_copy {
+    int32_t from, to;
+};
+int engine_copy_blocks(struct engine *e, const struct engine_block_copy *list, int n,
+                       struct error *err) CFG_WARN_UNUSED;
+
 /* ---- text: tokenizer
  * ------------------------------------------------------------------------------------ */
 

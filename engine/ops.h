@@ -104,6 +104,9 @@ struct ops {
     int (*kv_new)(void *be, int layers, int kv_heads, int head_dim, int n_blocks, int block_size,
                   struct error *err);
 
+    /* between steps: block `to` becomes a copy of block `from`, in every layer */
+    void (*kv_copy)(void *be, int32_t from, int32_t to);
+
     /* one step, in order */
     void (*begin)(void *be, const struct op_batch *b);
     void (*embed)(void *be, const struct weight *table, float *x); /* x [n_rows, hidden] */

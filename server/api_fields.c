@@ -158,14 +158,15 @@ int api_int_value(const cJSON *v, const char *param, int64_t lo, int64_t hi, int
                    ? api_fail(err, 400, "invalid_type", param, "'%s' must be an integer, not %g.",
                               param, v->valuedouble)
                    : api_wrong_type(err, param, "an integer", v);
-    // The limits are compared as doubles: a double at 2^63 or above must not reach the cast.
+    // cJSON reads numbers as doubles, and so are the limits compared: the largest int64 is then
+    // 2^63 on both sides, which must not reach the cast.
     double x = v->valuedouble;
-    if (x < (double)lo || x > (double)hi || x >= 0x1p63)
+    if (x < (double)lo || x > (double)hi)
         return api_fail(err, 400,
                         x < (double)lo ? "integer_below_min_value" : "integer_above_max_value",
                         param, "'%s' must be between %lld and %lld, not %.0f.", param,
                         (long long)lo, (long long)hi, x);
-    *out = (int64_t)x;
+    *out = x < 0x1p63 ? (int64_t)x : INT64_MAX;
     return 0;
 }
 

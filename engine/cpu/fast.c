@@ -71,6 +71,8 @@ static int fast_kv_new(void *be, int layers, int kv_heads, int head_dim, int n_b
     const size_t bytes = (size_t)n_blocks * (size_t)block_size * (size_t)(kv_heads * head_dim) *
                          (f->ops.bf16 ? sizeof(uint16_t) : sizeof(float));
     f->block_size = block_size;
+    f->block_bytes = bytes / (size_t)n_blocks;
+    f->kv_layers = layers;
     f->kv_heads = kv_heads;
     f->keys = region_alloc(&f->memory, (size_t)layers * sizeof *f->keys);
     f->values = region_alloc(&f->memory, (size_t)layers * sizeof *f->values);
@@ -82,6 +84,17 @@ static int fast_kv_new(void *be, int layers, int kv_heads, int head_dim, int n_b
             return no_memory("the KV cache", bytes * 2 * (size_t)layers, err);
     }
     return CFG_OK;
+}
+
+static void fast_kv_copy(void *be, int32_t from, int32_t to)
+{
+    struct fast *f = be;
+    for (int l = 0; l < f->kv_layers; l++) {
+        memcpy((char *)f->keys[l] + (size_t)to * f->block_bytes,
+               (const char *)f->keys[l] + (size_t)from * f->block_bytes, f->block_bytes);
+        memcpy((char *)f->values[l] + (size_t)to * f->block_bytes,
+               (const char *)f->values[l] + (size_t)from * f->block_bytes, f->block_bytes);
+    }
 }
 
 /* ---- rows
@@ -374,6 +387,7 @@ int cpu_open(const struct ops **ops, void **be, const struct backend_options *op
         .table_new = fast_table_new,
         .alloc = fast_alloc,
         .kv_new = fast_kv_new,
+        .kv_copy = fast_kv_copy,
         .begin = fast_begin,
         .embed = fast_embed,
         .rmsnorm = fast_rmsnorm,

@@ -27,7 +27,8 @@ struct fast {
     /* KV: per layer, [n_blocks][kv_heads][block/16][head_dim][16] keys and
      * [n_blocks][kv_heads][block][head_dim] values, F32 or BF16 */
     void **keys, **values; /* [layers] */
-    int block_size, kv_heads;
+    int block_size, kv_heads, kv_layers;
+    size_t block_bytes;     /* keys (or values) of one block in one layer */
     float *cosines, *sines; /* [context, head_dim / 2] */
     int context, rope_dim;
     float rope_theta;

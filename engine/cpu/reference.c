@@ -20,10 +20,11 @@ struct reference {
     struct region *memory;
     struct op_batch batch;
     float **keys, **values; /* [layers] -> [n_blocks, block_size, kv_heads, head_dim] */
-    int block_size, context;
-    float *scores;     /* [context] */
-    float *hidden_tmp; /* [3 * inner + hidden] one row inside an expert */
-    int *counts;       /* [experts] */
+    int block_size, context, kv_layers;
+    size_t block_numbers; /* numbers of one block in one layer */
+    float *scores;        /* [context] */
+    float *hidden_tmp;    /* [3 * inner + hidden] one row inside an expert */
+    int *counts;          /* [experts] */
 };
 
 static void *take(struct reference *b, size_t bytes)
@@ -95,6 +96,8 @@ static int ref_kv_new(void *be, int layers, int kv_heads, int head_dim, int n_bl
     struct reference *b = be;
     const size_t n = (size_t)n_blocks * (size_t)block_size * (size_t)(kv_heads * head_dim);
     b->block_size = block_size;
+    b->block_numbers = n / (size_t)n_blocks;
+    b->kv_layers = layers;
     b->keys = take(b, (size_t)layers * sizeof *b->keys);
     b->values = take(b, (size_t)layers * sizeof *b->values);
     for (int l = 0; b->keys && b->values && l < layers; l++) {
@@ -104,6 +107,17 @@ static int ref_kv_new(void *be, int layers, int kv_heads, int head_dim, int n_bl
             return cfg_fail(err, CFG_ENOMEM, "no memory for the KV cache");
     }
     return b->keys && b->values ? CFG_OK : cfg_fail(err, CFG_ENOMEM, "no memory for the KV cache");
+}
+
+static void ref_kv_copy(void *be, int32_t from, int32_t to)
+{
+    struct reference *b = be;
+    for (int l = 0; l < b->kv_layers; l++) {
+        memcpy(b->keys[l] + (size_t)to * b->block_numbers,
+               b->keys[l] + (size_t)from * b->block_numbers, b->block_numbers * sizeof(float));
+        memcpy(b->values[l] + (size_t)to * b->block_numbers,
+               b->values[l] + (size_t)from * b->block_numbers, b->block_numbers * sizeof(float));
+    }
 }
 
 static void ref_begin(void *be, const struct op_batch *batch)
@@ -308,6 +322,7 @@ int cpu_reference_open(const struct ops **ops, void **be, const struct backend_o
         .table_new = ref_table_new,
         .alloc = ref_alloc,
         .kv_new = ref_kv_new,
+        .kv_copy = ref_kv_copy,
         .begin = ref_begin,
         .embed = ref_embed,
         .rmsnorm = ref_rmsnorm,

@@ -367,7 +367,7 @@ def test_a_stream_survives_sigterm(start):
     daemon = start()
     with connect(daemon) as client:
         chunks = client.chat.completions.create(
-            **{**GREEDY, "max_tokens": 400}, stream=True, extra_body=RAMBLE,
+            **{**GREEDY, "max_tokens": 500}, n=8, stream=True, extra_body=RAMBLE,
             stream_options={"include_usage": True})
         first = next(chunks)
         daemon.signal(signal.SIGTERM)
@@ -376,6 +376,7 @@ def test_a_stream_survives_sigterm(start):
             other.chat.completions.create(**GREEDY)
         assert refused.value.status_code == 503
         stream = Stream([first, *chunks])
-    assert stream.finish == {0: "length"} and len(stream.ids[0]) == 400
-    assert stream.usage.completion_tokens == 400
+    assert stream.finish == dict.fromkeys(range(8), "length")
+    assert [len(stream.ids[i]) for i in range(8)] == [500] * 8
+    assert stream.usage.completion_tokens == 8 * 500
     assert daemon.wait() == 0

@@ -105,7 +105,7 @@ static const struct bad bad_bodies[] = {
      "decimal_above_max_value"},
     {API_CHAT, CHAT "\"seed\":1.5}", 400, "seed", "invalid_type"},
     {API_CHAT, CHAT "\"seed\":\"s\"}", 400, "seed", "invalid_type"},
-    {API_CHAT, CHAT "\"seed\":9223372036854775808}", 400, "seed", "integer_above_max_value"},
+    {API_CHAT, CHAT "\"seed\":18446744073709551616}", 400, "seed", "integer_above_max_value"},
     {API_CHAT, CHAT "\"seed\":-1e30}", 400, "seed", "integer_below_min_value"},
     /* limits */
     {API_CHAT, CHAT "\"max_tokens\":0}", 400, "max_tokens", "integer_below_min_value"},

@@ -104,6 +104,34 @@ static void company_matters_in_reference_mode(void **state)
     assert_memory_not_equal(alone, got, sizeof got);
 }
 
+/* A sequence that goes on from copied blocks gives the same logits as from its own. */
+static void copied_blocks_are_equal(void **state)
+{
+    (void)state;
+    for (int reference = 0; reference < 2; reference++) {
+        struct engine_options opt = tiny_options("tests/golden/tiny");
+        opt.cpu_isa = reference ? "reference" : "auto";
+        struct engine *e = engine_of(&opt);
+        struct error err;
+        float first[TINY_VOCAB], second[TINY_VOCAB];
+        int32_t prompt[21], a[2] = {4, 9}, b[2] = {17, 2};
+        for (int i = 0; i < 21; i++) prompt[i] = token_at(0, i);
+        struct engine_rows r = {.tokens = prompt, .n_tokens = 20, .blocks = a};
+        assert_int_equal(engine_step(e, &r, 1, NULL, NULL, &err), CFG_OK);
+        const struct engine_block_copy copies[] = {{4, 17}, {9, 2}};
+        assert_int_equal(engine_copy_blocks(e, copies, 2, &err), CFG_OK);
+        r = (struct engine_rows){
+            .tokens = prompt + 20, .n_tokens = 1, .position = 20, .blocks = a, .logits = first};
+        assert_int_equal(engine_step(e, &r, 1, NULL, NULL, &err), CFG_OK);
+        r.blocks = b, r.logits = second;
+        assert_int_equal(engine_step(e, &r, 1, NULL, NULL, &err), CFG_OK);
+        assert_memory_equal(first, second, sizeof first);
+        const struct engine_block_copy bad = {0, TINY_BLOCKS};
+        assert_int_equal(engine_copy_blocks(e, &bad, 1, &err), CFG_EINVAL);
+        engine_close(e);
+    }
+}
+
 /* ---- isolated mode ----------------------------------------------------------------------------
  */
 
@@ -310,6 +338,7 @@ int main(void)
         cmocka_unit_test(bad_steps_are_refused),
         cmocka_unit_test(bad_options_are_refused),
         cmocka_unit_test(loading_can_be_stopped),
+        cmocka_unit_test(copied_blocks_are_equal),
         cmocka_unit_test(isolated_budgets_are_a_sequences_own),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // test_kvcache.c: the block pool and block tables (kvcache/kvcache.h). What must hold throughout: a
-// block is free or in exactly one table, and a failed reservation takes nothing.
+// block is free or has as many references as tables hold it, nobody writes into a block that
+// another table reads, and a call that fails changes nothing. The prefix tree has test_prefix.c.
 // clang-format off
 #include <stdarg.h>
 #include <stddef.h>
@@ -144,6 +145,186 @@ static void blocks_have_one_owner(void **state)
     kv_pool_close(p);
 }
 
+static struct kv_table table_of(struct kv_pool *p, int capacity, size_t n_tokens)
+{
+    struct kv_table t;
+    struct error err;
+    assert_int_equal(kv_table_init(&t, capacity, &err), CFG_OK);
+    assert_int_equal(kv_table_reserve(p, &t, n_tokens, &err), CFG_OK);
+    return t;
+}
+
+static void check(const struct kv_pool *p, const struct kv_table *a, const struct kv_table *b)
+{
+    const struct kv_table *tables[] = {a, b};
+    struct error err;
+    if (kv_check(p, NULL, tables, 2, &err)) fail_msg("%s", err.message);
+}
+
+static void a_block_is_free_at_its_last_reference(void **state)
+{
+    (void)state;
+    struct kv_pool *p = pool_of(2, 16);
+    int32_t a = kv_block_take(p), b = kv_block_take(p);
+    assert_int_equal(a + b, 1);
+    assert_int_equal(kv_block_take(p), -1);
+    kv_block_ref(p, a);
+    assert_int_equal(kv_block_refs(p, a), 2);
+    kv_block_unref(p, a);
+    assert_int_equal(kv_pool_free_blocks(p), 0);
+    kv_block_unref(p, a);
+    assert_int_equal(kv_block_refs(p, a), 0);
+    assert_int_equal(kv_pool_free_blocks(p), 1);
+    assert_int_equal(kv_block_take(p), a);
+    kv_block_unref(p, a);
+    kv_block_unref(p, b);
+    assert_int_equal(kv_pool_used(p), 0);
+    assert_int_equal(kv_pool_peak(p), 2);
+    kv_pool_close(p);
+}
+
+static void the_peak_counts_a_shared_block_once(void **state)
+{
+    (void)state;
+    struct kv_pool *p = pool_of(8, 4);
+    struct error err;
+    struct kv_table a = table_of(p, 4, 12), b = table_of(p, 4, 0);
+    assert_int_equal(kv_table_fork(p, &a, &b, &err), CFG_OK);
+    assert_int_equal(kv_pool_used(p), 3);
+    assert_int_equal(kv_table_reserve(p, &b, 16, &err), CFG_OK);
+    kv_table_release(p, &a);
+    assert_int_equal(kv_pool_used(p), 4); /* what b holds */
+    kv_table_release(p, &b);
+    assert_int_equal(kv_pool_used(p), 0);
+    assert_int_equal(kv_pool_peak(p), 4);
+    kv_pool_close(p);
+}
+
+static void a_fork_shares_every_block(void **state)
+{
+    (void)state;
+    struct kv_pool *p = pool_of(4, 4);
+    struct error err;
+    struct kv_table a = table_of(p, 4, 10), b = table_of(p, 3, 0);
+    assert_int_equal(kv_table_fork(p, &a, &b, &err), CFG_OK);
+    assert_int_equal(b.n, 3);
+    assert_memory_equal(a.blocks, b.blocks, 3 * sizeof(int32_t));
+    for (int i = 0; i < 3; i++) assert_int_equal(kv_block_refs(p, a.blocks[i]), 2);
+    assert_int_equal(kv_pool_free_blocks(p), 1);
+    check(p, &a, &b);
+    kv_table_release(p, &a);
+    assert_int_equal(kv_pool_free_blocks(p), 1);
+    kv_table_release(p, &b);
+    assert_int_equal(kv_pool_free_blocks(p), 4);
+    kv_pool_close(p);
+}
+
+static void a_fork_needs_an_empty_table_with_room(void **state)
+{
+    (void)state;
+    struct kv_pool *p = pool_of(4, 4);
+    struct error err;
+    struct kv_table a = table_of(p, 3, 9), small = table_of(p, 2, 0), taken = table_of(p, 4, 1);
+    assert_int_equal(kv_table_fork(p, &a, &small, &err), CFG_EINVAL);
+    assert_int_equal(small.n, 0);
+    assert_int_equal(kv_table_fork(p, &a, &taken, &err), CFG_EINVAL);
+    assert_int_equal(taken.n, 1);
+    check(p, &a, &taken);
+    kv_table_release(p, &a);
+    kv_table_release(p, &small);
+    kv_table_release(p, &taken);
+    kv_pool_close(p);
+}
+
+static void a_shared_block_is_copied_before_it_is_written(void **state)
+{
+    (void)state;
+    struct kv_pool *p = pool_of(4, 4);
+    struct error err;
+    struct kv_copy copy = {9, 9};
+    struct kv_table a = table_of(p, 3, 10), b = table_of(p, 3, 0);
+    assert_int_equal(kv_table_make_writable(p, &a, 9, &copy, &err), CFG_OK); /* its own */
+    assert_int_equal(copy.src, -1);
+    assert_int_equal(copy.dst, -1);
+    assert_int_equal(kv_table_fork(p, &a, &b, &err), CFG_OK);
+    int32_t shared = a.blocks[2];
+    assert_int_equal(kv_table_make_writable(p, &b, 10, &copy, &err), CFG_OK);
+    assert_int_equal(copy.src, shared);
+    assert_int_equal(copy.dst, b.blocks[2]);
+    assert_int_not_equal(b.blocks[2], shared);
+    assert_int_equal(a.blocks[2], shared);
+    assert_memory_equal(a.blocks, b.blocks, 2 * sizeof(int32_t)); /* the others stay shared */
+    assert_int_equal(kv_block_refs(p, shared), 1);
+    check(p, &a, &b);
+    /* Now each has its own: neither needs another copy. */
+    assert_int_equal(kv_table_make_writable(p, &a, 10, &copy, &err), CFG_OK);
+    assert_int_equal(copy.src, -1);
+    assert_int_equal(kv_table_make_writable(p, &b, 11, &copy, &err), CFG_OK);
+    assert_int_equal(copy.src, -1);
+    kv_table_release(p, &a);
+    kv_table_release(p, &b);
+    assert_int_equal(kv_pool_free_blocks(p), 4);
+    kv_pool_close(p);
+}
+
+static void a_copy_that_can_not_be_had_changes_nothing(void **state)
+{
+    (void)state;
+    struct kv_pool *p = pool_of(2, 4);
+    struct error err = {0};
+    struct kv_copy copy = {9, 9};
+    struct kv_table a = table_of(p, 2, 8), b = table_of(p, 2, 0);
+    assert_int_equal(kv_table_fork(p, &a, &b, &err), CFG_OK);
+    assert_int_equal(kv_table_make_writable(p, &b, 4, &copy, &err), CFG_EFULL);
+    assert_int_equal(err.code, CFG_EFULL);
+    assert_int_equal(copy.src, -1);
+    assert_memory_equal(a.blocks, b.blocks, 2 * sizeof(int32_t));
+    assert_int_equal(kv_table_make_writable(p, &b, 8, &copy, &err), CFG_EINVAL); /* not covered */
+    assert_int_equal(kv_table_make_writable(p, &b, SIZE_MAX, &copy, &err), CFG_EINVAL);
+    check(p, &a, &b);
+    kv_table_release(p, &a); /* now b is the only holder and writes in place */
+    assert_int_equal(kv_table_make_writable(p, &b, 4, &copy, &err), CFG_OK);
+    assert_int_equal(copy.src, -1);
+    kv_table_release(p, &b);
+    kv_pool_close(p);
+}
+
+static void expect_fault(const struct kv_pool *p, const struct kv_table *t, int n,
+                         const char *message)
+{
+    struct error err = {0};
+    assert_int_equal(kv_check(p, NULL, &t, n, &err), CFG_EINTERNAL);
+    if (!strstr(err.message, message)) fail_msg("\"%s\" says nothing of %s", err.message, message);
+}
+
+static void the_check_finds_wrong_counts(void **state)
+{
+    (void)state;
+    struct kv_pool *p = pool_of(4, 4);
+    struct kv_table t = table_of(p, 4, 8);
+    const struct kv_table *one = &t;
+    struct error err;
+    assert_int_equal(kv_check(p, NULL, &one, 1, &err), CFG_OK);
+    expect_fault(p, &t, 0, "0 references counted, 1 kept"); /* a table nobody told of: a leak */
+    int32_t kept = t.blocks[1];
+    kv_block_ref(p, kept);
+    expect_fault(p, &t, 1, "1 references counted, 2 kept");
+    kv_block_unref(p, kept);
+    t.blocks[1] = t.blocks[0];
+    expect_fault(p, &t, 1, "twice");
+    t.blocks[1] = 4;
+    expect_fault(p, &t, 1, "no block");
+    t.blocks[1] = 3; /* a free one */
+    expect_fault(p, &t, 1, "references");
+    t.blocks[1] = kept;
+    t.n = 5;
+    expect_fault(p, &t, 1, "room for 4");
+    t.n = 2;
+    assert_int_equal(kv_check(p, NULL, &one, 1, &err), CFG_OK);
+    kv_table_release(p, &t);
+    kv_pool_close(p);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -152,6 +333,13 @@ int main(void)
         cmocka_unit_test(grows_in_order_and_keeps_what_it_has),
         cmocka_unit_test(a_full_pool_takes_nothing),
         cmocka_unit_test(blocks_have_one_owner),
+        cmocka_unit_test(a_block_is_free_at_its_last_reference),
+        cmocka_unit_test(the_peak_counts_a_shared_block_once),
+        cmocka_unit_test(a_fork_shares_every_block),
+        cmocka_unit_test(a_fork_needs_an_empty_table_with_room),
+        cmocka_unit_test(a_shared_block_is_copied_before_it_is_written),
+        cmocka_unit_test(a_copy_that_can_not_be_had_changes_nothing),
+        cmocka_unit_test(the_check_finds_wrong_counts),
     };
     return cmocka_run_group_tests_name("kvcache", tests, NULL, NULL);
 }
