@@ -148,7 +148,7 @@ bench:
 	build/bench/bench_gemm 2
 	build/bench/bench_engine --threads 2 --csv build/bench_engine.csv
 
-C_FILES := $(wildcard $(addsuffix /*.[ch],$(FOLDERS) tests/unit tests/bench tests/fuzz))
+C_FILES := $(wildcard $(addsuffix /*.[ch],$(FOLDERS) tests/unit tests/bench tests/load tests/fuzz))
 
 lint:
 	@deploy/packages.sh build lint

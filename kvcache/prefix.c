@@ -47,8 +47,8 @@ static void sip_word(struct sip *s, uint64_t word)
 }
 
 /* SipHash-1-3 over salt, parent and tokens, two tokens a word: keyed, because callers choose the
- * tokens and could otherwise line up a long run of slots. The length is the same for every key of
- * a pool, so it is not hashed. */
+ * tokens and could otherwise line up a long run of slots. Without its length word: all keys of a
+ * pool are equally long. */
 uint32_t kv_prefix_hash(const struct kv_prefix *c, struct kv_salt salt, int32_t parent,
                         const int32_t *tokens)
 {
@@ -201,11 +201,8 @@ no_memory:
 
 void kv_prefix_clear(struct kv_prefix *c)
 {
-    struct kv_pool *p = c->pool;
-    p->tree = NULL; /* so that the pool does not report what is being forgotten */
-    for (int32_t b = 0; b < p->n_blocks; b++)
-        if (c->nodes[b].parent != KV_NOT_NODE) kv_block_unref(p, b);
-    p->tree = c;
+    for (int32_t b = 0; b < c->pool->n_blocks; b++)
+        if (c->nodes[b].parent != KV_NOT_NODE) kv_block_unref(c->pool, b);
     forget_all(c);
 }
 

@@ -14,7 +14,7 @@
 #define FAST_MAX_EXPERTS 512
 
 /* Work below so many multiply-adds is not worth waking a thread for. */
-#define INLINE_WORK 100000
+#define INLINE_WORK 500000
 
 struct fast {
     struct ops ops;

@@ -67,6 +67,14 @@ ALWAYS_INLINE float hsum(vf v)
     return lane[0];
 }
 
+static float hmax(vf v)
+{
+    float lane[VL];
+    memcpy(lane, &v, sizeof lane);
+    for (int i = 1; i < VL; i++) lane[0] = lane[i] > lane[0] ? lane[i] : lane[0];
+    return lane[0];
+}
+
 /* e^x to about 1 ulp for x <= 0 and where it does not overflow: 2^n * polynomial on [-ln2/2,
  * ln2/2]. */
 ALWAYS_INLINE vf vexp(vf x)
@@ -317,26 +325,35 @@ static void swiglu(const float *gate, const float *up, int inner, bool bf16, flo
 #define GROUP 16           /* positions side by side in the K layout */
 #define GV    (GROUP / VL) /* vectors of a group */
 
-/* scores[i] = q . K[i], no scaling, for all n positions; returns their maximum. */
+ALWAYS_INLINE vf vmax(vf a, vf b)
+{
+    return vselect(a > b, a, b);
+}
+
+/* scores[i] = q . K[i], no scaling, for all n positions; returns their maximum. Scores past n, up
+ * to a whole group, are -infinity. */
 #define DEFINE_SCORES(suffix, type, LOAD)                                                          \
     static float scores_##suffix(const float *q, int head_dim, int n, const int32_t *table,        \
                                  int block, const type *k_blocks, size_t stride, float *scores)    \
     {                                                                                              \
-        float top = -INFINITY;                                                                     \
-        for (int g = 0; g < n; g += GROUP) {                                                       \
-            const type *k = k_blocks + (size_t)table[g / block] * stride +                         \
-                            (size_t)(g % block) * (size_t)head_dim;                                \
-            vf even[GV], odd[GV];                                                                  \
-            for (int v = 0; v < GV; v++) even[v] = odd[v] = (vf){0};                               \
-            for (int d = 0; d < head_dim; d += 2)                                                  \
-                for (int v = 0; v < GV; v++) {                                                     \
-                    even[v] += LOAD(k + d * GROUP + v * VL) * q[d];                                \
-                    odd[v] += LOAD(k + (d + 1) * GROUP + v * VL) * q[d + 1];                       \
-                }                                                                                  \
-            for (int v = 0; v < GV; v++) store(scores + g + v * VL, even[v] + odd[v]);             \
-            for (int i = g; i < n && i < g + GROUP; i++) top = scores[i] > top ? scores[i] : top;  \
+        vf top = splat(-INFINITY);                                                                 \
+        for (int p = 0; p < n; p += block, table++) {                                              \
+            const type *k = k_blocks + (size_t)*table * stride;                                    \
+            const int end = least(p + block, n);                                                   \
+            for (int g = p; g < end; g += GROUP) {                                                 \
+                vf even[GV], odd[GV];                                                              \
+                for (int v = 0; v < GV; v++) even[v] = odd[v] = (vf){0};                           \
+                for (int d = 0; d < head_dim; d += 2, k += 2 * GROUP)                              \
+                    for (int v = 0; v < GV; v++) {                                                 \
+                        even[v] += LOAD(k + v * VL) * q[d];                                        \
+                        odd[v] += LOAD(k + GROUP + v * VL) * q[d + 1];                             \
+                    }                                                                              \
+                for (int v = 0; v < GV; v++) store(scores + g + v * VL, even[v] + odd[v]);         \
+                for (int i = n; i < g + GROUP; i++) scores[i] = -INFINITY;                         \
+                for (int v = 0; v < GV; v++) top = vmax(top, load(scores + g + v * VL));           \
+            }                                                                                      \
         }                                                                                          \
-        return top;                                                                                \
+        return hmax(top);                                                                          \
     }
 DEFINE_SCORES(f32, float, load)
 DEFINE_SCORES(bf16, uint16_t, load_bf16)
@@ -345,53 +362,61 @@ DEFINE_SCORES(bf16, uint16_t, load_bf16)
 static float softmax_weights(float *scores, int n, float top)
 {
     vf sum = {0};
-    const int padded = (n + GROUP - 1) / GROUP * GROUP;
-    for (int i = n; i < padded; i++) scores[i] = -INFINITY;
-    for (int i = 0; i < padded; i += VL) {
-        vf e = vexp(load(scores + i) - top);
-        if (i + VL > n) {
-            float lane[VL];
-            memcpy(lane, &e, sizeof lane);
-            for (int j = 0; j < VL; j++)
-                if (i + j >= n) lane[j] = 0;
-            memcpy(&e, lane, sizeof lane);
-        }
+    for (int i = 0; i < n; i += VL) {
+        const vf s = load(scores + i);
+        const vf e = vselect(s == splat(-INFINITY), (vf){0}, vexp(s - top));
         store(scores + i, e);
         sum += e;
     }
     return hsum(sum);
 }
 
-/* y += weight * V over all positions, one strip of the head's values at a time. */
-#define STRIP (4 * VL)
+/* One strip of nv vectors of a head's output: the sum of weight[i] * V[i], even and odd positions
+ * apart. */
 #define DEFINE_VALUES(suffix, type, LOAD, LOAD1)                                                   \
+    ALWAYS_INLINE void strip_##suffix(int nv, const float *weight, int head_dim, int n,            \
+                                      const int32_t *table, int block, const type *v_blocks,       \
+                                      size_t stride, float scale, bool bf16, float *y)             \
+    {                                                                                              \
+        vf even[4], odd[4];                                                                        \
+        for (int v = 0; v < nv; v++) even[v] = odd[v] = (vf){0};                                   \
+        for (int p = 0; p < n; p += block, table++) {                                              \
+            const type *row = v_blocks + (size_t)*table * stride;                                  \
+            const int end = least(p + block, n);                                                   \
+            int i = p;                                                                             \
+            for (; i + 1 < end; i += 2, row += 2 * head_dim)                                       \
+                for (int v = 0; v < nv; v++) {                                                     \
+                    even[v] += LOAD(row + v * VL) * weight[i];                                     \
+                    odd[v] += LOAD(row + head_dim + v * VL) * weight[i + 1];                       \
+                }                                                                                  \
+            if (i < end)                                                                           \
+                for (int v = 0; v < nv; v++) even[v] += LOAD(row + v * VL) * weight[i];            \
+        }                                                                                          \
+        for (int v = 0; v < nv; v++) {                                                             \
+            const vf o = (even[v] + odd[v]) * scale;                                               \
+            store(y + v * VL, bf16 ? vround_bf16(o) : o);                                          \
+        }                                                                                          \
+    }                                                                                              \
+                                                                                                   \
     static void values_##suffix(const float *weight, int head_dim, int n, const int32_t *table,    \
                                 int block, const type *v_blocks, size_t stride, float scale,       \
                                 bool bf16, float *y)                                               \
     {                                                                                              \
         int d = 0;                                                                                 \
-        for (; d + VL <= head_dim; d += STRIP) {                                                   \
-            const int nv = (head_dim - d) / VL < 4 ? (head_dim - d) / VL : 4;                      \
-            vf acc[4] = {{0}, {0}, {0}, {0}};                                                      \
-            for (int i = 0; i < n; i++) {                                                          \
-                const type *row = v_blocks + (size_t)table[i / block] * stride +                   \
-                                  (size_t)(i % block) * (size_t)head_dim + d;                      \
-                if (nv == 4)                                                                       \
-                    for (int v = 0; v < 4; v++) acc[v] += LOAD(row + v * VL) * weight[i];          \
-                else                                                                               \
-                    for (int v = 0; v < nv; v++) acc[v] += LOAD(row + v * VL) * weight[i];         \
-            }                                                                                      \
-            for (int v = 0; v < nv; v++) {                                                         \
-                vf o = acc[v] * scale;                                                             \
-                store(y + d + v * VL, bf16 ? vround_bf16(o) : o);                                  \
-            }                                                                                      \
-        }                                                                                          \
-        for (d = head_dim / VL * VL; d < head_dim; d++) {                                          \
+        for (; d + 4 * VL <= head_dim; d += 4 * VL)                                                \
+            strip_##suffix(4, weight, head_dim, n, table, block, v_blocks + d, stride, scale,      \
+                           bf16, y + d);                                                           \
+        for (; d + 2 * VL <= head_dim; d += 2 * VL)                                                \
+            strip_##suffix(2, weight, head_dim, n, table, block, v_blocks + d, stride, scale,      \
+                           bf16, y + d);                                                           \
+        for (; d + VL <= head_dim; d += VL)                                                        \
+            strip_##suffix(1, weight, head_dim, n, table, block, v_blocks + d, stride, scale,      \
+                           bf16, y + d);                                                           \
+        for (; d < head_dim; d++) {                                                                \
             float acc = 0;                                                                         \
             for (int i = 0; i < n; i++)                                                            \
-                acc += weight[i] *                                                                 \
-                       LOAD1(v_blocks[(size_t)table[i / block] * stride +                          \
-                                      (size_t)(i % block) * (size_t)head_dim + (size_t)d]);        \
+                acc += weight[i] * LOAD1(v_blocks[(size_t)table[i / block] * stride +              \
+                                                  (size_t)(i % block * head_dim + d)]);            \
             y[d] = bf16 ? round_bf16(acc * scale) : acc * scale;                                   \
         }                                                                                          \
     }

@@ -50,7 +50,8 @@ static void curl_broke(struct load_chat *c, CURLcode rc)
     switch (rc) {
     case CURLE_COULDNT_RESOLVE_HOST:
     case CURLE_COULDNT_CONNECT:
-        broke(c, said, "connect");
+        /* sent before: the server dropped it with its connection, and is gone for the second try */
+        broke(c, said, c->result.sends ? "connection lost" : "connect");
         break;
     case CURLE_OPERATION_TIMEDOUT:
         curl_easy_getinfo(c->easy, CURLINFO_PRETRANSFER_TIME_T, &connected);
@@ -117,6 +118,16 @@ static int on_event(void *ctx, const char *data, size_t n)
     return -1;
 }
 
+/* Before the request goes out, each time: libcurl sends it again, unasked, when a kept connection
+ * ends without an answer. */
+static int on_send(void *user, char *ip, char *local_ip, int port, int local_port)
+{
+    (void)ip, (void)local_ip, (void)port, (void)local_port;
+    struct load_chat *c = user;
+    c->result.sends++;
+    return CURL_PREREQFUNC_OK;
+}
+
 static size_t on_bytes(char *bytes, size_t size, size_t n, void *user)
 {
     struct load_chat *c = user;
@@ -179,6 +190,8 @@ int load_chat_init(struct load_chat *c, const struct load_options *opt,
               !curl_easy_setopt(e, CURLOPT_UPLOAD_BUFFERSIZE, 16384L) &&
               !curl_easy_setopt(e, CURLOPT_ERRORBUFFER, c->curl_error) &&
               !curl_easy_setopt(e, CURLOPT_PRIVATE, c) &&
+              !curl_easy_setopt(e, CURLOPT_PREREQFUNCTION, on_send) &&
+              !curl_easy_setopt(e, CURLOPT_PREREQDATA, c) &&
               !curl_easy_setopt(e, CURLOPT_WRITEFUNCTION, on_bytes) &&
               !curl_easy_setopt(e, CURLOPT_WRITEDATA, c) &&
               !curl_easy_setopt(e, CURLOPT_CONNECTTIMEOUT_MS, (long)(connect * 1000)) &&

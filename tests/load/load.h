@@ -77,7 +77,7 @@ struct load_chunk {
     long prompt_tokens, completion_tokens, cached_tokens; /* usage; -1 = absent */
     bool has_error;
     char error_code[64]; /* its code, else its type, else "" */
-    char error_message[160];
+    char error_message[240];
 };
 /* Reads one JSON text in a single pass, without building a tree, and appends the content of choice
  * 0, decoded, to text. Fields of other names are skipped. CFG_EINVAL: not JSON of that shape. */

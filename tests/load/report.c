@@ -14,7 +14,7 @@
 enum { MAX_KINDS = 32 };
 
 struct kind {
-    char name[96], message[160];
+    char name[96], message[240];
     long count;
 };
 
@@ -37,6 +37,7 @@ struct load_report {
     struct load_hist hist[N_MEASURES];
     long answered, cancelled, errors, good;
     long without_usage; /* answers whose tokens had to be counted as contents */
+    long resent;        /* on another connection, after a kept one was lost */
     double prompt_tokens, cached_tokens, output_tokens;
     struct kind kinds[MAX_KINDS]; /* the last takes what does not fit */
     int n_kinds;
@@ -153,6 +154,7 @@ static void write_row(const struct load_report *r, const struct load_result *q, 
 void load_report_add(struct load_report *r, const struct load_result *q, double run_began)
 {
     if (r->csv) write_row(r, q, run_began);
+    if (q->sends > 1) r->resent++;
     if (q->outcome == LOAD_CANCELLED) {
         r->cancelled++;
         return;
@@ -224,7 +226,10 @@ static void print_table(const struct load_report *r, const struct load_totals *t
     if (r->without_usage)
         printf("%ld answers came without usage: a content was counted as a token\n",
                r->without_usage);
-    print_latencies(r);
+    if (r->resent)
+        printf("%ld requests were sent twice: the server had closed their kept connection\n",
+               r->resent);
+    if (r->answered) print_latencies(r);
     if (has_goals(r))
         printf("\ngoodput: %.1f%% of requests met every limit, %.2f/s\n", 100 * good_share(r),
                (double)r->good / wall);
@@ -263,8 +268,8 @@ static void render_json(const struct load_report *r, const struct load_totals *t
                    t->chats_finished);
     cfg_buf_printf(b,
                    ",\n  \"requests\": {\"answered\": %ld, \"cancelled\": %ld, \"errors\": %ld, "
-                   "\"without_usage\": %ld, \"most_open\": %d}",
-                   r->answered, r->cancelled, r->errors, r->without_usage, t->peak);
+                   "\"sent_twice\": %ld, \"without_usage\": %ld, \"most_open\": %d}",
+                   r->answered, r->cancelled, r->errors, r->resent, r->without_usage, t->peak);
     cfg_buf_printf(b, ",\n  \"tokens\": {\"prompt\": %.0f, \"cached\": %.0f, \"output\": %.0f}",
                    r->prompt_tokens, r->cached_tokens, r->output_tokens);
     cfg_buf_printf(b,

@@ -35,9 +35,9 @@ struct run {
     struct curl_slist *headers;
     struct cfg_buf url;
 
-    struct load_chat *chats;  /* [opt->chats] */
-    struct load_chat **free_; /* [opt->chats] idle slots, the first n_free; with --rate */
-    int n_free;
+    struct load_chat *chats; /* [opt->chats] */
+    int *idle;               /* [opt->chats] free slots, the first n_idle; only with --rate */
+    int n_idle;
     int n_busy, n_running;
     long next_chat;
 
@@ -108,7 +108,7 @@ static void set_phase(struct run *run, struct load_chat *c, enum load_phase phas
     run->n_busy += (phase != LOAD_IDLE) - (c->phase != LOAD_IDLE);
     run->n_running += (phase == LOAD_RUNNING) - (c->phase == LOAD_RUNNING);
     if (run->n_running > run->totals->peak) run->totals->peak = run->n_running;
-    if (run->opt->rate > 0 && phase == LOAD_IDLE) run->free_[run->n_free++] = c;
+    if (run->opt->rate > 0 && phase == LOAD_IDLE) run->idle[run->n_idle++] = (int)(c - run->chats);
     c->phase = phase;
     c->timer++; /* an older timer is void */
 }
@@ -190,8 +190,8 @@ static void arrive(struct run *run, double now)
 {
     while (may_start(run) && run->next_arrival <= now) {
         run->next_arrival += load_rng_exponential(&run->arrivals) / run->opt->rate;
-        if (run->n_free > 0) {
-            start_chat(run, run->free_[--run->n_free]);
+        if (run->n_idle > 0) {
+            start_chat(run, &run->chats[run->idle[--run->n_idle]]);
             continue;
         }
         struct load_result r = {.chat = run->next_chat++,
@@ -371,13 +371,13 @@ static int open_run(struct run *run, const struct load_scripts *scripts, struct 
         curl_multi_setopt(run->multi, CURLMOPT_MAXCONNECTS, (long)run->opt->chats))
         return cfg_fail(err, CFG_ENOMEM, "libcurl could not set up its multi interface");
     run->chats = calloc((size_t)run->opt->chats, sizeof *run->chats);
-    run->free_ = calloc((size_t)run->opt->chats, sizeof *run->free_);
-    if (!run->chats || !run->free_) return cfg_fail(err, CFG_ENOMEM, "no memory for the chats");
+    run->idle = calloc((size_t)run->opt->chats, sizeof *run->idle);
+    if (!run->chats || !run->idle) return cfg_fail(err, CFG_ENOMEM, "no memory for the chats");
     for (int i = run->opt->chats; i-- > 0;) {
         rc = load_chat_init(&run->chats[i], run->opt, scripts, run->report, run->url.data,
                             run->headers, err);
         if (rc) return rc;
-        run->free_[run->n_free++] = &run->chats[i];
+        run->idle[run->n_idle++] = i;
     }
     return CFG_OK;
 }
@@ -395,7 +395,7 @@ static void close_run(struct run *run)
     curl_slist_free_all(run->headers);
     cfg_buf_free(&run->url);
     free(run->timers);
-    free(run->free_);
+    free(run->idle);
     free(run->chats);
 }
 

@@ -21,8 +21,9 @@ struct load_result {
     int turn; /* from 1 */
     enum load_outcome outcome;
     char kind[96];     /* of an error: the same words for the same cause */
-    char message[160]; /* of an error: what was said about it */
+    char message[240]; /* of an error: what was said about it */
     int status;        /* HTTP, 0 = none came */
+    int sends;         /* 2 when a kept connection was lost and libcurl tried again */
     double start, end; /* handed to libcurl; over */
     double first;      /* first content, or the finish_reason of an empty answer */
     double last;       /* latest content */

@@ -5,6 +5,7 @@ Muon follows the momentum of the gradient after making it (nearly) orthogonal wi
 matrices of one shape, the experts' among them, are worked on together as one batch.
 """
 import torch
+import torch.distributed as dist
 
 
 def orthogonalise(g, steps=5):
@@ -21,6 +22,8 @@ def orthogonalise(g, steps=5):
 
 class Muon:
     def __init__(self, model, lr, adam_lr, weight_decay, head_dim, momentum=0.95):
+        """With torch.distributed running, the processes share the work on the matrices between them."""
+        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.lr, self.adam_lr, self.weight_decay, self.momentum = lr, adam_lr, weight_decay, momentum
         self.matrices, adam = {}, []
         for name, p in model.named_parameters():
@@ -51,7 +54,15 @@ class Muon:
                 buffer = self.buffers[name]
                 buffer.lerp_(p.grad, 1 - self.momentum)
                 updates.append(p.grad.lerp(buffer, self.momentum).view(-1, *shape))
-            done = orthogonalise(torch.cat(updates)).split([u.shape[0] for u in updates])
+            sizes, update = [u.shape[0] for u in updates], torch.cat(updates)
+            if self.world > 1:
+                first, last = (len(update) * r // self.world for r in (self.rank, self.rank + 1))
+                done = torch.zeros_like(update)
+                done[first:last] = orthogonalise(update[first:last])
+                dist.all_reduce(done)
+            else:
+                done = orthogonalise(update)
+            done = done.split(sizes)
             for (_, p, scale), update in zip(group, done):
                 p.mul_(1 - lr * self.weight_decay)
                 p.add_(update.reshape(p.shape), alpha=-lr * scale)

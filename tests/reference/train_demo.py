@@ -16,6 +16,7 @@ import shutil
 import time
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
@@ -49,8 +50,8 @@ STAGES = ((6, True, 0.3, 10, None, 4096), (50, False, 0.15, 10, COPYING, 4096), 
 class Batches:
     """Batches in an order fixed by the seed; `at` = (pool, batch in it) is all there is to resume from."""
 
-    def __init__(self, sp, seed):
-        self.sp, self.seed = sp, seed
+    def __init__(self, sp, seed, shares):
+        self.sp, self.seed, self.shares = sp, seed, shares
         self.pool, self.index, self.ready = 0, 0, None
 
     def _row(self, stream, plain, rng):
@@ -74,7 +75,7 @@ class Batches:
         batches, start = [], 0
         while start < len(rows):
             end = start + 1
-            while end < len(rows) and len(rows[end][0]) * (end + 1 - start) <= tokens:
+            while end < len(rows) and len(rows[end][0]) * (end + 1 - start) <= tokens // self.shares:
                 end += 1
             batches.append(rows[start:end])
             start = end
@@ -169,62 +170,112 @@ def parse():
     parser.add_argument("--average", type=float, default=0.99, help="decay of the weight average that is written out")
     parser.add_argument("--save-every", type=int, default=200, help="steps between checkpoints and probes")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--processes", type=int, default=2,
+                        help="on a CPU, so many share each step: they wait for each other less often than threads")
     return parser.parse_args()
+
+
+def average_gradients(model, world):
+    """The same mean gradient for every process."""
+    grads = [p.grad for p in model.parameters()]
+    flat = torch.cat([g.view(-1) for g in grads])
+    dist.all_reduce(flat)
+    flat /= world
+    for grad, part in zip(grads, flat.split([g.numel() for g in grads])):
+        grad.copy_(part.view_as(grad))
+
+
+class Trainer:
+    """Model, optimiser, weight average and place in the data; one of these per process."""
+
+    def __init__(self, args, rank, device):
+        self.args, self.rank, self.device = args, rank, device
+        self.tokenizer = os.path.join(args.work, "spiece.model")
+        self.checkpoint = os.path.join(args.work, "checkpoint.pt")
+        self.sp = chat_tokens.load_tokenizer(self.tokenizer)
+        self.model = OpenMoE(CONFIG)
+        init_weights(self.model, args.seed)
+        self.model.to(device)
+        self.optimiser = Muon(self.model, args.lr, args.adam_lr, args.weight_decay, CONFIG["head_dim"])
+        self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+        self.batches = Batches(self.sp, args.seed, args.processes)
+        self.step, self.seconds, self.tokens = 0, 0.0, 0
+        if os.path.exists(self.checkpoint):
+            saved = torch.load(self.checkpoint, map_location=device, weights_only=True)
+            self.model.load_state_dict(saved["model"])
+            self.optimiser.load(saved["optimiser"])
+            self.average = saved["average"]
+            self.step, self.seconds, self.tokens, self.batches.pool, self.batches.index = saved["at"]
+
+    def one_step(self):
+        """Every process takes its own batch of the same sequence; returns the losses to show."""
+        own = [self.batches.next() for _ in range(self.args.processes)][self.rank]
+        ids, weights, valid = (x.to(self.device) for x in own)
+        loss, balance, z = losses(self.model, ids, weights, valid)
+        (loss + BALANCE * balance + ROUTER_Z * z).backward()
+        if self.args.processes > 1:
+            average_gradients(self.model, self.args.processes)
+        self.optimiser.step(factor_at(self.step, self.args))
+        self.step, self.tokens = self.step + 1, self.tokens + valid.numel() * self.args.processes
+        # a longer memory as training goes on, none at its start
+        keep = min(self.args.average, 1 - 10 / (self.step + 10))
+        torch._foreach_lerp_(list(self.average.values()), list(self.model.state_dict().values()), 1 - keep)
+        return loss.item(), balance.item(), z.item()
+
+    def save(self):
+        at = [self.step, self.seconds, self.tokens, self.batches.pool, self.batches.index]
+        torch.save({"model": self.model.state_dict(), "optimiser": self.optimiser.state(), "average": self.average,
+                    "at": at}, self.checkpoint + ".new")
+        os.replace(self.checkpoint + ".new", self.checkpoint)
+        export(self.average, self.args.out, self.tokenizer)
+
+    def probe(self):
+        """The probe of the averaged weights, which are what is written out."""
+        live = {k: v.clone() for k, v in self.model.state_dict().items()}
+        self.model.load_state_dict(self.average)
+        share = probe(self.model, self.sp, self.device)
+        self.model.load_state_dict(live)
+        print("held out, history given: " + ", ".join(f"{k} {v:.2f}" for k, v in share.items()), flush=True)
+
+
+def train(rank, args, device):
+    torch.set_num_threads(max(1, args.threads // args.processes))
+    torch.manual_seed(args.seed)
+    if args.processes > 1:
+        dist.init_process_group("gloo", init_method=f"file://{os.path.abspath(args.work)}/meeting", rank=rank,
+                                world_size=args.processes)
+    t = Trainer(args, rank, device)
+    if rank == 0:
+        print(f"{sum(p.numel() for p in t.model.parameters())} parameters, {device}, from step {t.step}", flush=True)
+    begun, shown = time.time() - t.seconds, []
+    while t.step < args.steps:
+        shown.append(t.one_step())
+        t.seconds = time.time() - begun
+        if rank == 0 and t.step % 20 == 0:
+            mean = [sum(x) / len(shown) for x in zip(*shown)]
+            print(f"step {t.step} pool {t.batches.pool} loss {mean[0]:.4f} balance {mean[1]:.3f} z {mean[2]:.2f} "
+                  f"tokens {t.tokens / 1e6:.2f}M seconds {t.seconds:.0f}", flush=True)
+            shown = []
+        if rank == 0 and (t.step % args.save_every == 0 or t.step == args.steps):
+            t.save()
+            t.probe()
 
 
 def main():
     args = parse()
     os.makedirs(args.work, exist_ok=True)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(args.seed)
-    tokenizer = os.path.join(args.work, "spiece.model")
+    tokenizer, meeting = (os.path.join(args.work, name) for name in ("spiece.model", "meeting"))
     if not os.path.exists(tokenizer):
         chat_tokens.train_tokenizer(tokenizer, args.seed)
-    sp = chat_tokens.load_tokenizer(tokenizer)
-    model = OpenMoE(CONFIG)
-    init_weights(model, args.seed)
-    model.to(device)
-    optimiser = Muon(model, args.lr, args.adam_lr, args.weight_decay, CONFIG["head_dim"])
-    average = {k: v.detach().clone() for k, v in model.state_dict().items()}
-    batches = Batches(sp, args.seed)
-    step, seconds, tokens = 0, 0.0, 0
-    checkpoint = os.path.join(args.work, "checkpoint.pt")
-    if os.path.exists(checkpoint):
-        saved = torch.load(checkpoint, map_location=device, weights_only=True)
-        model.load_state_dict(saved["model"])
-        optimiser.load(saved["optimiser"])
-        average = saved["average"]
-        step, seconds, tokens, batches.pool, batches.index = saved["at"]
-    print(f"{sum(p.numel() for p in model.parameters())} parameters, {device}, from step {step}", flush=True)
-    begun, shown = time.time(), []
-    while step < args.steps:
-        ids, weights, valid = (x.to(device) for x in batches.next())
-        loss, balance, z = losses(model, ids, weights, valid)
-        (loss + BALANCE * balance + ROUTER_Z * z).backward()
-        optimiser.step(factor_at(step, args))
-        step, tokens = step + 1, tokens + valid.numel()
-        # a longer memory as training goes on, none at its start
-        keep = min(args.average, 1 - 10 / (step + 10))
-        torch._foreach_lerp_(list(average.values()), [v for v in model.state_dict().values()], 1 - keep)
-        shown.append((loss.item(), balance.item(), z.item()))
-        if step % 20 == 0:
-            now = seconds + time.time() - begun
-            mean = [sum(x) / len(shown) for x in zip(*shown)]
-            print(f"step {step} pool {batches.pool} loss {mean[0]:.4f} balance {mean[1]:.3f} z {mean[2]:.2f} "
-                  f"tokens {tokens / 1e6:.2f}M seconds {now:.0f}", flush=True)
-            shown = []
-        if step % args.save_every == 0 or step == args.steps:
-            at = [step, seconds + time.time() - begun, tokens, batches.pool, batches.index]
-            torch.save({"model": model.state_dict(), "optimiser": optimiser.state(), "average": average, "at": at},
-                       checkpoint + ".new")
-            os.replace(checkpoint + ".new", checkpoint)
-            export(average, args.out, tokenizer)
-            live = {k: v.clone() for k, v in model.state_dict().items()}
-            model.load_state_dict(average)
-            share = probe(model, sp, device)
-            model.load_state_dict(live)
-            print("held out, history given: " + ", ".join(f"{k} {v:.2f}" for k, v in share.items()), flush=True)
+    if os.path.exists(meeting):
+        os.remove(meeting)
+    if torch.cuda.is_available():
+        args.processes = 1
+        train(0, args, "cuda")
+    elif args.processes == 1:
+        train(0, args, "cpu")
+    else:
+        torch.multiprocessing.spawn(train, (args, "cpu"), args.processes)
 
 
 if __name__ == "__main__":

@@ -260,7 +260,7 @@ static void rewrite(struct model *m, struct seq *q)
 static void start(struct model *m, struct seq *q)
 {
     struct error err;
-    const int n = pick(m, LONGEST + 1);
+    const int n = pick(m, 3) ? pick(m, LONGEST + 1) : 0; /* 0: all computed anew */
     int32_t prompt[LONGEST + 1];
     m->doing = "start";
     for (int i = 0; i < n; i++) prompt[i] = pick(m, 4) == 0;
