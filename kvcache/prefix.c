@@ -269,7 +269,7 @@ static void add_node(struct kv_prefix *c, struct kv_salt salt, int32_t parent, i
     kv_block_ref(c->pool, block); /* not a node yet: the pool reports nothing */
     c->nodes[block] = (struct kv_node){.salt = salt, .parent = parent, .hash = hash};
     memcpy(tokens_of(c, block), tokens, (size_t)c->pool->block_size * sizeof(*tokens));
-    if (c->payload)
+    if (payload)
         memcpy(c->payload + (size_t)block * c->opt.payload_bytes, payload, c->opt.payload_bytes);
     if (parent != KV_NONE) c->nodes[parent].n_children++;
     add_slot(c, block, hash);

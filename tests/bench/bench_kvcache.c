@@ -3,7 +3,7 @@
 // bench_kvcache.c: what the bookkeeping of cached prefixes costs. For each size of cache it fills
 // the tree with chats of 64 blocks, half of which begin with a shared preamble of 16, then measures
 // in steady state, in nanoseconds a block: match (with the reference taken), release of what was
-// matched, insert of new blocks (the chat's own, below what it matched) and evict (oldest chats
+// matched, insert of new blocks (walking what it matched first) and evict (oldest chats
 // first). Figures are medians over calls, so that a busy machine disturbs them little. One thread,
 // no engine. Chats are drawn at random, so that large caches miss the CPU's.
 #include <stdio.h>
@@ -59,21 +59,21 @@ static int serve(struct bench *b, unsigned i, struct times *t, struct error *err
     write_chat(b, i);
     double start = cfg_now();
     kv_prefix_match(b->tree, salt, b->ids, n, &b->table, NULL);
-    const int found = b->table.n, new = CHAT - found;
+    const int found = b->table.n, fresh = CHAT - found;
     note(&t->match, start, found);
     start = cfg_now();
-    const int evicted = kv_prefix_evict(b->tree, new);
+    const int evicted = kv_prefix_evict(b->tree, fresh);
     note(&t->evict, start, evicted);
     int rc = kv_table_reserve(b->pool, &b->table, n, err);
     start = cfg_now();
     if (!rc) rc = kv_prefix_insert(b->tree, salt, b->ids, n, &b->table, b->payloads, err);
     if (rc) return rc;
-    note(&t->insert, start, new);
+    note(&t->insert, start, fresh);
     start = cfg_now();
     kv_table_release(b->pool, &b->table);
     note(&t->release, start, CHAT);
     t->hits += (uint64_t)found;
-    t->inserted += (uint64_t) new;
+    t->inserted += (uint64_t)fresh;
     return kv_table_init(&b->table, CHAT, err);
 }
 

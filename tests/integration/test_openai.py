@@ -221,8 +221,8 @@ def ask_both(chat, **asked):
     return one[0], one[1], whole.usage.completion_tokens
 
 
-@pytest.mark.parametrize("start", [1, 3, 10, 20, 33])
-@pytest.mark.parametrize("length", [1, 2, 7, 15])
+@pytest.mark.parametrize("start", [1, 10, 33])
+@pytest.mark.parametrize("length", [1, 2, 11])
 def test_stop_string(chat, ramble, start, length):
     text, ids = ramble
     stop = text[start : start + length]
@@ -332,7 +332,7 @@ def test_seeds(chat):
 
 
 def test_64_streams_at_once_say_what_each_says_alone(daemon, chat):
-    asked = [{**GREEDY, "max_tokens": 24, "messages": [user(f"Tell me about number {i}.")],
+    asked = [{**GREEDY, "max_tokens": 16, "messages": [user(f"Tell me about number {i}.")],
               "extra_body": RAMBLE, "temperature": i % 2, "seed": i} for i in range(64)]
     alone = [chat(**a).choices[0].message.content for a in asked]
 
@@ -367,7 +367,7 @@ def test_a_stream_survives_sigterm(start):
     daemon = start()
     with connect(daemon) as client:
         chunks = client.chat.completions.create(
-            **{**GREEDY, "max_tokens": 500}, n=8, stream=True, extra_body=RAMBLE,
+            **{**GREEDY, "max_tokens": 300}, n=8, stream=True, extra_body=RAMBLE,
             stream_options={"include_usage": True})
         first = next(chunks)
         daemon.signal(signal.SIGTERM)
@@ -377,6 +377,6 @@ def test_a_stream_survives_sigterm(start):
         assert refused.value.status_code == 503
         stream = Stream([first, *chunks])
     assert stream.finish == dict.fromkeys(range(8), "length")
-    assert [len(stream.ids[i]) for i in range(8)] == [500] * 8
-    assert stream.usage.completion_tokens == 8 * 500
+    assert [len(stream.ids[i]) for i in range(8)] == [300] * 8
+    assert stream.usage.completion_tokens == 8 * 300
     assert daemon.wait() == 0

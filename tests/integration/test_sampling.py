@@ -12,7 +12,7 @@ import pytest
 
 from client import MODEL, Stream, connect, extra, user
 
-ASK = {"model": MODEL, "messages": [user("Tell me something.")], "max_tokens": 60,
+ASK = {"model": MODEL, "messages": [user("Tell me something.")], "max_tokens": 40,
        "logprobs": True, "top_logprobs": 20}
 IDS = {"ignore_eos": True, "return_token_ids": True}
 SLACK = 1e-4  # of log-probabilities printed with 9 digits and summed here
@@ -36,7 +36,7 @@ class Answer:
 
 @pytest.fixture(scope="module")
 def ask(chat):
-    def asked(temperature=0, n=None, seed=1, body=None, **more):
+    def asked(temperature=0, seed=1, body=None, **more):
         body = {**IDS, **(body or {})}
         return Answer(chat(**ASK, temperature=temperature, seed=seed, extra_body=body, **more))
 
@@ -58,7 +58,7 @@ def name(entry):
 @pytest.mark.parametrize("temperature", [0, 1, 2])
 def test_logprobs_are_a_distribution(ask, temperature):
     answer = ask(temperature)
-    assert len(answer.entries) == len(answer.ids) == 60
+    assert len(answer.entries) == len(answer.ids) == 40
     for entry in answer.entries:
         top = entry.top_logprobs
         values = [t.logprob for t in top]
@@ -137,7 +137,7 @@ def test_logit_bias_forces(ask, greedy):
     forced = max(set(greedy.ids))
     for temperature in (0, 1):
         answer = ask(temperature, logit_bias={str(forced): 100})
-        assert answer.ids == [forced] * 60
+        assert answer.ids == [forced] * 40
 
 
 # ---- penalties: greedy answers worked out from the log-probabilities
@@ -170,15 +170,15 @@ def test_penalties(ask, presence, frequency):
     want = replay(answer, presence, frequency, ids_by_name)
     got = [name(e) for e in answer.entries]
     assert [g for g, w in zip(got, want) if w] == [w for w in want if w]
-    assert sum(w is not None for w in want) >= 30, "most positions can be judged"
+    assert sum(w is not None for w in want) >= 20, "most positions can be judged"
 
 
 def test_frequency_penalty_grows_with_every_repetition(ask, greedy):
     forced = max(set(greedy.ids))
-    answer = ask(logit_bias={str(forced): 60}, frequency_penalty=2)
-    # each use costs 2 of a lead of at most 60
-    assert 0 < answer.ids.count(forced) <= 31
-    again = ask(logit_bias={str(forced): 60}, presence_penalty=2)
+    answer = ask(logit_bias={str(forced): 30}, frequency_penalty=2)
+    # each use costs 2 of a lead of at most 30
+    assert 0 < answer.ids.count(forced) <= 16
+    again = ask(logit_bias={str(forced): 30}, presence_penalty=2)
     assert again.ids.count(forced) > answer.ids.count(forced)
 
 

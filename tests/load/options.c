@@ -22,7 +22,7 @@ struct option {
 #define AT(field) offsetof(struct load_options, field)
 #define FAR       1e9
 
-/* COUNT is a long, but for chats and turns, which are ints: see set_count. */
+/* A COUNT is an int, but for total, which is a long. */
 static const struct option table[] = {
     {"url", "URL", "Server, such as http://127.0.0.1:8000 (with or without /v1). Required.", TEXT,
      AT(url), 0, 0},

@@ -354,7 +354,7 @@ static void operate(struct model *m)
     } else if (what < 87) {
         release(m, q);
     } else if (what < 99) {
-        evict(m, pick(m, m->n_blocks + 2));
+        evict(m, pick(m, 3) ? free_blocks(m) + 1 : pick(m, m->n_blocks + 2)); /* mostly one */
     } else {
         m->doing = "clear";
         kv_prefix_clear(m->tree);
