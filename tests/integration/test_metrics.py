@@ -162,8 +162,8 @@ def test_every_end_is_counted_once(daemon, chat):
     text = chat(**ASK).choices[0].message.content
     assert changed(lambda: chat(**ASK, stop=text[:2])) == {'outcome="stop"': 1}
     body = {**ASK, "temperature": 9}
-    ask = lambda: daemon.request("POST", "/v1/chat/completions", body)
-    assert changed(ask) == {'outcome="rejected"': 1}
+    path = "/v1/chat/completions"
+    assert changed(lambda: daemon.request("POST", path, body)) == {'outcome="rejected"': 1}
 
 
 def test_reading_the_page_changes_no_engine_figure(daemon):

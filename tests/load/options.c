@@ -184,6 +184,9 @@ static int complete(struct load_options *opt, struct error *err)
 {
     if (!opt->url) return cfg_fail(err, CFG_EINVAL, "--url is required");
     if (!opt->model) return cfg_fail(err, CFG_EINVAL, "--model is required");
+    if (strncmp(opt->url, "http://", 7) != 0 && strncmp(opt->url, "https://", 8) != 0)
+        return cfg_fail(err, CFG_EINVAL, "--url: '%s' begins with neither http:// nor https://",
+                        opt->url);
     if (opt->rate > 0 && opt->ramp > 0)
         return cfg_fail(err, CFG_EINVAL, "--ramp: only without --rate");
     const struct load_goals *g = &opt->goals;

@@ -503,6 +503,7 @@ static void test_options_refused(void **state)
         {"--seed 1x", "--seed"},
         {"--csv=", "--csv"},
         {"--rate 1 --ramp 3", "--ramp"},
+        {"--url ftp://h", "--url"},
         {"--speed 3", "--speed"},
         {"-c 3", "-c"},
         {"chats", "chats"},
