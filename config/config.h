@@ -44,6 +44,7 @@ int cfg_fail(struct error *err, int code, const char *fmt, ...) CFG_PRINTF(3, 4)
 enum cfg_device { CFG_DEVICE_AUTO, CFG_DEVICE_CPU, CFG_DEVICE_CUDA };
 enum cfg_dtype { CFG_DTYPE_AUTO, CFG_DTYPE_F32, CFG_DTYPE_BF16 };
 enum cfg_capacity { CFG_CAPACITY_DROPLESS, CFG_CAPACITY_REFERENCE, CFG_CAPACITY_ISOLATED };
+enum cfg_switch { CFG_OFF, CFG_ON };
 enum cfg_load_format { CFG_LOAD_AUTO, CFG_LOAD_DUMMY };
 enum cfg_log_level { CFG_LOG_DEBUG, CFG_LOG_INFO, CFG_LOG_WARN, CFG_LOG_ERROR };
 enum cfg_log_format { CFG_LOG_TEXT, CFG_LOG_JSON };
@@ -72,6 +73,9 @@ struct cfg_options {
     int max_num_seqs;                 /* --max-num-seqs: sequences running at once */
     int max_num_batched_tokens;       /* --max-num-batched-tokens: rows of one engine step */
     int max_queued_requests;          /* --max-queued-requests: waiting sequences; past it 429 */
+    size_t max_queued_tokens;         /* --max-queued-tokens: prompt tokens waiting; 0 = no bound */
+    int queue_timeout;                /* --queue-timeout: seconds; 0 = none */
+    enum cfg_switch prefix_caching;   /* --prefix-caching */
     size_t kv_cache_memory; /* --kv-cache-memory: bytes; 0 = a quarter of what the weights leave
                                free */
     uint64_t
@@ -152,6 +156,20 @@ struct cfg_json_limits {
  * keys, trailing garbage, too deep or too many values. *out is the caller's (cJSON_Delete). */
 int cfg_json_parse(struct cJSON **out, const char *text, size_t n,
                    const struct cfg_json_limits *limits, struct error *err) CFG_WARN_UNUSED;
+
+/* ---- keyed hash
+ * ---------------------------------------------------------------------------------- */
+
+/* SipHash-1-3 (Aumasson and Bernstein), for tables and salts whose keys callers choose: start with
+ * a secret, add words, end. */
+struct cfg_sip {
+    uint64_t a, b, c, d;
+};
+struct cfg_sip cfg_sip_start(const uint64_t secret[2]);
+void cfg_sip_word(struct cfg_sip *s, uint64_t word);
+uint64_t cfg_sip_end(struct cfg_sip *s);
+/* n bytes and their number. */
+void cfg_sip_bytes(struct cfg_sip *s, const void *data, size_t n);
 
 /* ---- files and text
  * ------------------------------------------------------------------------------------- */

@@ -14,6 +14,7 @@ static const char *const devices[] = {"auto", "cpu", "cuda", NULL};
 static const char *const dtypes[] = {"auto", "f32", "bf16", NULL};
 static const char *const isas[] = {"auto", "reference", "generic", "avx2", "avx512", "amx", NULL};
 static const char *const capacities[] = {"dropless", "reference", "isolated", NULL};
+static const char *const switches[] = {"off", "on", NULL};
 static const char *const load_formats[] = {"auto", "dummy", NULL};
 static const char *const log_levels[] = {"debug", "info", "warn", "error", NULL};
 static const char *const log_formats[] = {"text", "json", NULL};
@@ -78,6 +79,18 @@ const struct option cfg_option_table[] = {
     {"max-queued-requests", "N", OPTION_INT, FIELD(max_queued_requests), .initial = "256",
      .min = 1, .max = MANY,
      .help = "Sequences that may wait for their turn; past it the answer is 429."},
+    {"max-queued-tokens", "N", OPTION_SIZE, FIELD(max_queued_tokens), .initial = "512K",
+     .max = GIB(1),
+     .help = "Prompt tokens that may wait for their turn; past it the answer is 429. 0 means no "
+             "bound."},
+    {"queue-timeout", "SECONDS", OPTION_INT, FIELD(queue_timeout), .initial = "0", .max = 86400,
+     .help = "Time that a request may wait for its turn; then it ends with status 408. 0 means "
+             "no bound."},
+    {"prefix-caching", "SWITCH", OPTION_CHOICE, FIELD(prefix_caching), .initial = "on",
+     .choices = switches,
+     .help = "Keep keys and values of prompts and answers, so that the next turn of a chat, or a "
+             "shared beginning, computes only what is new. Always off with --expert-capacity "
+             "reference."},
     {"kv-cache-memory", "SIZE", OPTION_SIZE, FIELD(kv_cache_memory), .initial = "0",
      .max = GIB(4096),
      .help = "Memory for keys and values; 0 means a quarter of what the weights leave free."},

@@ -51,7 +51,6 @@ const struct engine_tokenizer *engine_tokenizer(const struct engine *e)
 static void report_unused(const struct engine *e)
 {
     size_t used = 0;
-    if (!e->checkpoint) return;
     for (size_t i = 0; i < e->slots.n; i++)
         used += e->slots.items[i].last_use || e->slots.items[i].kind == SLOT_TABLE;
     if (used < checkpoint_count(e->checkpoint))
@@ -60,29 +59,35 @@ static void report_unused(const struct engine *e)
                 checkpoint_count(e->checkpoint) - used);
 }
 
+/* Everything that is wrong in a folder is said with the folder's name before it. */
+static int read_folder(struct engine *e, struct hfconfig *cfg, struct error *err)
+{
+    int rc = hfconfig_read(cfg, e->opt.model, err);
+    if (rc == CFG_OK) rc = checkpoint_open(&e->checkpoint, e->opt.model, err);
+    if (rc == CFG_OK) rc = model_init(&e->model, cfg, err);
+    if (rc == CFG_OK) rc = weights_bind(&e->slots, &e->model, e->checkpoint, 0, err);
+    if (rc == CFG_OK) rc = tokenizer_open(&e->tokenizer, e->opt.model, cfg->vocab, err);
+    if (rc != CFG_OK) return cfg_fail(err, rc, "%.120s: %.380s", e->opt.model, err->message);
+    report_unused(e);
+    return CFG_OK;
+}
+
 static int read_model(struct engine *e, struct error *err)
 {
     struct hfconfig cfg;
-    int rc;
-    if (e->opt.dummy) {
-        const struct cfg_preset *p = cfg_preset_find(e->opt.model);
-        if (!p)
-            return cfg_fail(err, CFG_ENOTFOUND,
-                            "--model: no preset \"%s\" for dummy weights (base, 8b, 34b)",
-                            e->opt.model);
-        hfconfig_from_preset(&cfg, p);
-    } else {
+    if (!e->opt.dummy) {
         if (access(e->opt.model, F_OK) != 0)
             return cfg_fail(err, CFG_ENOTFOUND, "--model: there is no folder \"%s\"", e->opt.model);
-        if ((rc = hfconfig_read(&cfg, e->opt.model, err)) != CFG_OK) return rc;
-        if ((rc = checkpoint_open(&e->checkpoint, e->opt.model, err)) != CFG_OK) return rc;
+        return read_folder(e, &cfg, err);
     }
-    if ((rc = model_init(&e->model, &cfg, err)) != CFG_OK) return rc;
-    if ((rc = weights_bind(&e->slots, &e->model, e->checkpoint, e->opt.dummy_seed, err)) != CFG_OK)
-        return rc;
-    report_unused(e);
-    if (e->opt.dummy) return CFG_OK;
-    return tokenizer_open(&e->tokenizer, e->opt.model, cfg.vocab, err);
+    const struct cfg_preset *p = cfg_preset_find(e->opt.model);
+    if (!p)
+        return cfg_fail(err, CFG_ENOTFOUND,
+                        "--model: no preset \"%s\" for dummy weights (base, 8b, 34b)",
+                        e->opt.model);
+    hfconfig_from_preset(&cfg, p);
+    int rc = model_init(&e->model, &cfg, err);
+    return rc == CFG_OK ? weights_bind(&e->slots, &e->model, NULL, e->opt.dummy_seed, err) : rc;
 }
 
 /* Bytes that can be had without pushing others out: /proc/meminfo, where there is one. */

@@ -16,57 +16,22 @@
 
 /* ---- keys ------------------------------------------------------------------------------------ */
 
-struct sip {
-    uint64_t a, b, c, d;
-};
-
-static uint64_t rotl(uint64_t x, int n)
-{
-    return x << n | x >> (64 - n);
-}
-
-static void sip_round(struct sip *s)
-{
-    s->a += s->b;
-    s->b = rotl(s->b, 13) ^ s->a;
-    s->a = rotl(s->a, 32);
-    s->c += s->d;
-    s->d = rotl(s->d, 16) ^ s->c;
-    s->a += s->d;
-    s->d = rotl(s->d, 21) ^ s->a;
-    s->c += s->b;
-    s->b = rotl(s->b, 17) ^ s->c;
-    s->c = rotl(s->c, 32);
-}
-
-static void sip_word(struct sip *s, uint64_t word)
-{
-    s->d ^= word;
-    sip_round(s);
-    s->a ^= word;
-}
-
-/* SipHash-1-3 over salt, parent and tokens, two tokens a word: keyed, because callers choose the
- * tokens and could otherwise line up a long run of slots. Without its length word: all keys of a
- * pool are equally long. */
+/* Over salt, parent and tokens, two tokens a word: keyed, because callers choose the tokens and
+ * could otherwise line up a long run of slots. */
 uint32_t kv_prefix_hash(const struct kv_prefix *c, struct kv_salt salt, int32_t parent,
                         const int32_t *tokens)
 {
     const int n = c->pool->block_size;
     if (c->opt.hash) return c->opt.hash(salt, parent, tokens, n);
-    const uint64_t k0 = c->opt.secret[0], k1 = c->opt.secret[1];
-    struct sip s = {k0 ^ 0x736f6d6570736575u, k1 ^ 0x646f72616e646f6du, k0 ^ 0x6c7967656e657261u,
-                    k1 ^ 0x7465646279746573u};
-    sip_word(&s, salt.word[0]);
-    sip_word(&s, salt.word[1]);
-    sip_word(&s, (uint32_t)parent);
+    struct cfg_sip s = cfg_sip_start(c->opt.secret);
+    cfg_sip_word(&s, salt.word[0]);
+    cfg_sip_word(&s, salt.word[1]);
+    cfg_sip_word(&s, (uint32_t)parent);
     for (int i = 0; i < n; i += 2) {
         uint64_t high = i + 1 < n ? (uint32_t)tokens[i + 1] : 0;
-        sip_word(&s, high << 32 | (uint32_t)tokens[i]);
+        cfg_sip_word(&s, high << 32 | (uint32_t)tokens[i]);
     }
-    s.c ^= 0xff;
-    for (int i = 0; i < 3; i++) sip_round(&s);
-    uint64_t h = s.a ^ s.b ^ s.c ^ s.d;
+    const uint64_t h = cfg_sip_end(&s);
     return (uint32_t)(h ^ h >> 32);
 }
 

@@ -1,125 +1,110 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// plan.h (private to scheduler/): who waits, who may start, who must yield, and
-// which rows the next step runs, as functions of plain state. No clock, no
-// engine, no memory of their own: the same calls always give the same plan, so
-// that policies can be tested and simulated without a model.
+// plan.h (private to scheduler/): who waits, who may start, who must yield, and which rows the next
+// step runs, as functions of plain state. No clock, no engine, no memory of their own: the same
+// calls always give the same plan, so that policies can be tested and simulated without a model.
 //
-// Fairness. Tenants take turns by tokens served divided by weight (prompt
-// tokens count when the sequence starts, generated ones as they come): whoever
-// has had least goes first. A tenant that was away starts where the others are,
-// so being away earns nothing. Within a tenant, sequences go in order of
-// priority, then arrival; each level of priority lets at most PLAN_AGING later
-// arrivals of the tenant overtake, so nobody waits for ever.
+// Fairness. Tenants take turns by tokens served divided by weight (prompt tokens count when the
+// sequence starts, generated ones as they come): whoever has had least goes first. A tenant that
+// was away starts where the others are, so being away earns nothing. Within a tenant, sequences go
+// in order of priority, then arrival; each level of priority lets at most PLAN_AGING later arrivals
+// of the tenant overtake, so nobody waits for ever.
 #ifndef OPENMOED_PLAN_H
 #define OPENMOED_PLAN_H
 
 #include <stdbool.h>
 #include <stdint.h>
 
-/* Prompt rows dealt to one sequence at a time. Small enough that a short prompt
- * is through in its first turn, large enough that each chunk is worth its trip
- * through the attention. */
+/* Prompt rows dealt to one sequence at a time. Small enough that a short prompt is through in its
+ * first turn, large enough that each chunk is worth its trip through the attention. */
 #define PLAN_QUANTUM 64
 
-#define PLAN_AGING                                                             \
-  256 /* later arrivals that one level of priority lets overtake */
-#define PLAN_MAX_PRIORITY                                                      \
-  1000 /* levels beyond this count as this, either way */
+#define PLAN_AGING        256  /* later arrivals that one level of priority lets overtake */
+#define PLAN_MAX_PRIORITY 1000 /* levels beyond this count as this, either way */
 
-/* ---- the queue
- * -------------------------------------------------------------------------------*/
+/* ---- the queue ------------------------------------------------------------------------------ */
 
-/* One sequence from arrival to end, part of the owner's own struct, which fills
- * the first group. */
+/* One sequence from arrival to end, part of the owner's own struct, which fills the first group. */
 struct plan_job {
-  struct plan_tenant *tenant;
-  int priority; /* lower runs earlier */
-  int n_prompt; /* tokens */
-  bool held;    /* not to be started yet */
+    struct plan_tenant *tenant;
+    int priority; /* lower runs earlier */
+    int n_prompt; /* tokens */
+    bool held;    /* not to be started yet */
 
-  struct plan_job *prev, *next; /* in the tenant's queue */
-  bool waiting;
-  uint64_t arrival; /* over all tenants */
-  int64_t key;      /* place within the tenant: lower runs earlier */
+    struct plan_job *prev, *next; /* in the tenant's queue */
+    bool waiting;
+    uint64_t arrival; /* over all tenants */
+    int64_t key;      /* place within the tenant: lower runs earlier */
 };
 
 /* Zeroed but for id; lives as long as the queue. */
 struct plan_tenant {
-  uint32_t id;
-  float weight; /* above 0, given with each job */
-  struct plan_tenant *next;
-  struct plan_job *head, *tail; /* waiting, in order of key */
-  double served;                /* tokens / weight: its virtual time */
-  uint64_t arrivals;
-  int n_live; /* sequences waiting or running */
+    uint32_t id;
+    float weight; /* above 0, given with each job */
+    struct plan_tenant *next;
+    struct plan_job *head, *tail; /* waiting, in order of key */
+    double served;                /* tokens / weight: its virtual time */
+    uint64_t arrivals;
+    int n_live; /* sequences waiting or running */
 };
 
 /* Start zeroed. */
 struct plan_queue {
-  struct plan_tenant *tenants;
-  uint64_t arrivals;
-  int n;            /* waiting */
-  int64_t n_prompt; /* their prompt tokens */
-  double clock;     /* virtual time: no tenant starts below it */
+    struct plan_tenant *tenants;
+    uint64_t arrivals;
+    int n;            /* waiting */
+    int64_t n_prompt; /* their prompt tokens */
+    double clock;     /* virtual time: no tenant starts below it */
 };
 
 /* The tenant of this id; NULL: not seen yet (then add one). */
 struct plan_tenant *plan_tenant(const struct plan_queue *q, uint32_t id);
 void plan_add_tenant(struct plan_queue *q, struct plan_tenant *t);
 
-void plan_enter(struct plan_queue *q,
-                struct plan_job *job); /* it arrives, and waits */
-void plan_take(struct plan_queue *q,
-               struct plan_job *job); /* it waits no longer */
+void plan_enter(struct plan_queue *q, struct plan_job *job); /* it arrives, and waits */
+void plan_take(struct plan_queue *q, struct plan_job *job);  /* it waits no longer */
 void plan_return(struct plan_queue *q,
                  struct plan_job *job); /* it yields: waits in its old place */
-void plan_leave(
-    struct plan_job *job); /* it has ended; it must not be waiting */
+void plan_leave(struct plan_queue *q,
+                struct plan_job *job); /* it has ended; it must not be waiting */
 /* Tokens computed for it, to the account of its tenant. */
 void plan_charge(struct plan_job *job, int tokens);
 /* The one that should start next; NULL: nobody may. It stays in the queue. */
 struct plan_job *plan_next(const struct plan_queue *q);
-/* Which of running[0..n), n > 0, must give its blocks up: of the tenant of the
- * youngest, the last in order. So the oldest of all makes progress sooner or
- * later, whatever the others do. */
+/* Which of running[0..n), n > 0, must give its blocks up: of the tenant of the youngest, the last
+ * in order. So the oldest of all makes progress sooner or later, whatever the others do. */
 int plan_victim(const struct plan_job *const *running, int n);
 
-/* ---- a step
- * ----------------------------------------------------------------------------------*/
+/* ---- a step --------------------------------------------------------------------------------- */
 
 struct plan_limits {
-  int max_seqs;        /* sequences running at once */
-  int max_step_tokens; /* rows of one step; at least max_seqs */
-  int align; /* prompt chunks end at multiples of it where they can; 0 =
-                anywhere */
+    int max_seqs;        /* sequences running at once */
+    int max_step_tokens; /* rows of one step; at least max_seqs */
+    int align; /* prompt chunks end at multiples of it where they can, and grow slowly; 0 = free */
 };
 
 /* One running sequence. */
 struct plan_seq {
-  uint64_t order;  /* of admission: grows along the array */
-  int position;    /* of its next row */
-  int prompt_left; /* prompt tokens still to prefill; 0 = it decodes */
-  int rows;        /* out: rows of it in this step */
+    uint64_t order;  /* of admission: grows along the array */
+    int position;    /* of its next row */
+    int prompt_left; /* prompt tokens still to prefill; 0 = it decodes */
+    int rows;        /* out: rows of it in this step */
 };
 
 /* Whose turn at the prompt rows it is. Start zeroed. */
 struct plan_turn {
-  uint64_t order; /* the first unfinished prompt from this order on */
-  int used;       /* rows it has had of a turn that a full step cut short */
+    uint64_t order; /* the first unfinished prompt from this order on */
+    int used;       /* rows it has had of a turn that a full step cut short */
 };
 
-/* True when one more sequence may start now. It takes blocks_needed at once;
- * one more for each of the n_growing that may still ask for some must stay, so
- * that nobody is admitted only to drive another out a moment later. Who runs
- * alone needs no reserve. */
-bool plan_admits(const struct plan_limits *lim, int n_running, int n_growing,
-                 int blocks_available, int blocks_needed);
+/* True when one more sequence may start now. It takes blocks_needed at once; one more for each of
+ * the n_growing that may still ask for some must stay, so that nobody is admitted only to drive
+ * another out a moment later. Who runs alone needs no reserve. */
+bool plan_admits(const struct plan_limits *lim, int n_running, int n_growing, int blocks_available,
+                 int blocks_needed);
 
-/* Fills seqs[i].rows and returns their sum. Every decoding sequence gets its
- * one row; what is left goes to prompts in turns of PLAN_QUANTUM rows. *turn
- * carries on from one step to the next. */
-int plan_step(const struct plan_limits *lim, struct plan_seq *seqs, int n,
-              struct plan_turn *turn);
+/* Fills seqs[i].rows and returns their sum. Every decoding sequence gets its one row; what is left
+ * goes to prompts in turns of PLAN_QUANTUM rows. *turn carries on from one step to the next. */
+int plan_step(const struct plan_limits *lim, struct plan_seq *seqs, int n, struct plan_turn *turn);
 
 #endif

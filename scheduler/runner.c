@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// runner.c: from running sequences to one engine step and from its results to
-// events (runner.h). Engine thread only (init and deinit: while no thread
-// runs). Blocks are admit.c's: when a step is built, every row in it has its
-// place. A sequence that lost its blocks computes its tokens again as if they
-// were all prompt; results below n_seen were published before and are not
-// repeated. Buffers are sized at init: a step allocates nothing.
+// runner.c: from running sequences to one engine step and from its results to events (runner.h).
+// Engine thread only (init and deinit: while no thread runs). Blocks are admit.c's: when a step is
+// built, every row in it has its place. A sequence that lost its blocks computes its tokens again
+// as if they were all prompt; results below n_seen were published before and are not repeated.
+// Buffers are sized at init: a step allocates nothing.
 #include "scheduler/runner.h"
 
 #include <math.h>
@@ -13,271 +12,254 @@
 #include <string.h>
 #include <sys/random.h>
 
-#define MAX_MOE_LAYERS                                                         \
-  (int)(sizeof(((struct sched_stats *)0)->dropped_picks) / sizeof(uint64_t))
+#define MAX_MOE_LAYERS (int)(sizeof(((struct sched_stats *)0)->dropped_picks) / sizeof(uint64_t))
 
-static int check_options(const struct sched_options *opt,
-                         const struct engine_info *info, struct error *err) {
-  if (opt->max_seqs < 1 || opt->max_queued < 1)
-    return cfg_fail(err, CFG_EINVAL,
-                    "running and waiting sequences must be at least 1");
-  if (!(opt->queue_timeout_s >= 0))
-    return cfg_fail(err, CFG_EINVAL, "the queue's timeout can't be negative");
-  if (opt->max_step_tokens < opt->max_seqs)
-    return cfg_fail(
-        err, CFG_EINVAL,
-        "a step of %d tokens can't give each of %d sequences its token: raise "
-        "--max-num-batched-tokens or lower --max-num-seqs",
-        opt->max_step_tokens, opt->max_seqs);
-  if (info->moe_layers > MAX_MOE_LAYERS)
-    return cfg_fail(err, CFG_EUNSUPPORTED,
-                    "%d MoE layers are more than the %d supported",
-                    info->moe_layers, MAX_MOE_LAYERS);
-  return CFG_OK;
+static int check_options(const struct sched_options *opt, const struct engine_info *info,
+                         struct error *err)
+{
+    if (opt->max_seqs < 1 || opt->max_queued < 1)
+        return cfg_fail(err, CFG_EINVAL, "running and waiting sequences must be at least 1");
+    if (!(opt->queue_timeout_s >= 0))
+        return cfg_fail(err, CFG_EINVAL, "the queue's timeout can't be negative");
+    if (opt->max_step_tokens < opt->max_seqs)
+        return cfg_fail(err, CFG_EINVAL,
+                        "a step of %d tokens can't give each of %d sequences its token: raise "
+                        "--max-num-batched-tokens or lower --max-num-seqs",
+                        opt->max_step_tokens, opt->max_seqs);
+    if (info->moe_layers > MAX_MOE_LAYERS)
+        return cfg_fail(err, CFG_EUNSUPPORTED, "%d MoE layers are more than the %d supported",
+                        info->moe_layers, MAX_MOE_LAYERS);
+    return CFG_OK;
 }
 
-static int open_cache(struct runner *r, const struct sched_options *opt,
-                      struct error *err) {
-  int rc = kv_pool_open(&r->pool, r->info->n_blocks, r->info->block_size, err);
-  if (rc || !opt->prefix_caching)
-    return rc;
-  struct kv_prefix_options po = {0};
-  if (r->info->budget_len > 0)
-    po.payload_bytes = (1 + (size_t)r->info->budget_len) * sizeof(uint16_t);
-  if (getrandom(po.secret, sizeof(po.secret), 0) != (ssize_t)sizeof(po.secret))
-    return cfg_fail(err, CFG_EIO, "no random numbers from the system");
-  /* The budget behind a block is only known where a step ends. */
-  if (r->info->budget_len > 0)
-    r->limits.align = r->info->block_size;
-  return kv_prefix_open(&r->prefix, r->pool, &po, err);
+static int open_cache(struct runner *r, const struct sched_options *opt, struct error *err)
+{
+    int rc = kv_pool_open(&r->pool, r->info->n_blocks, r->info->block_size, err);
+    if (rc || !opt->prefix_caching) return rc;
+    struct kv_prefix_options po = {0};
+    if (r->info->budget_len > 0)
+        po.payload_bytes = (1 + (size_t)r->info->budget_len) * sizeof(uint16_t);
+    if (getrandom(po.secret, sizeof(po.secret), 0) != (ssize_t)sizeof(po.secret))
+        return cfg_fail(err, CFG_EIO, "no random numbers from the system");
+    /* The budget behind a block is only known where a step ends. */
+    if (r->info->budget_len > 0) r->limits.align = r->info->block_size;
+    return kv_prefix_open(&r->prefix, r->pool, &po, err);
 }
 
-int runner_init(struct runner *r, struct engine *e,
-                const struct sched_options *opt, struct error *err) {
-  const struct engine_info *info = engine_info(e);
-  *r = (struct runner){.engine = e, .info = info, .next_deadline = INFINITY};
-  int rc = check_options(opt, info, err);
-  if (rc)
-    return rc;
-  size_t seqs = (size_t)opt->max_seqs;
-  r->limits = (struct plan_limits){opt->max_seqs, opt->max_step_tokens, 0};
-  r->running = calloc(seqs, sizeof(r->running[0]));
-  r->jobs = calloc(seqs, sizeof(r->jobs[0]));
-  r->plan = calloc(seqs, sizeof(r->plan[0]));
-  r->rows = calloc(seqs, sizeof(r->rows[0]));
-  r->stepping = calloc(seqs, sizeof(r->stepping[0]));
-  r->sampled = calloc(seqs, sizeof(r->sampled[0]));
-  r->scored = calloc((size_t)opt->max_step_tokens, sizeof(r->scored[0]));
-  if (!r->running || !r->jobs || !r->plan || !r->rows || !r->stepping ||
-      !r->sampled || !r->scored)
-    rc = cfg_fail(err, CFG_ENOMEM, "no memory for %d sequences", opt->max_seqs);
-  if (!rc)
-    rc = open_cache(r, opt, err);
-  if (rc) {
-    runner_deinit(r);
-    return rc;
-  }
-  r->stats.kv_blocks_total = r->stats.kv_blocks_free = kv_pool_total(r->pool);
-  return CFG_OK;
+int runner_init(struct runner *r, struct engine *e, const struct sched_options *opt,
+                struct error *err)
+{
+    const struct engine_info *info = engine_info(e);
+    *r = (struct runner){.engine = e, .info = info, .next_deadline = INFINITY};
+    int rc = check_options(opt, info, err);
+    if (rc) return rc;
+    size_t seqs = (size_t)opt->max_seqs;
+    r->limits = (struct plan_limits){opt->max_seqs, opt->max_step_tokens, 0};
+    r->running = calloc(seqs, sizeof(r->running[0]));
+    r->jobs = calloc(seqs, sizeof(r->jobs[0]));
+    r->plan = calloc(seqs, sizeof(r->plan[0]));
+    r->rows = calloc(seqs, sizeof(r->rows[0]));
+    r->stepping = calloc(seqs, sizeof(r->stepping[0]));
+    r->sampled = calloc(seqs, sizeof(r->sampled[0]));
+    r->scored = calloc((size_t)opt->max_step_tokens, sizeof(r->scored[0]));
+    if (!r->running || !r->jobs || !r->plan || !r->rows || !r->stepping || !r->sampled ||
+        !r->scored)
+        rc = cfg_fail(err, CFG_ENOMEM, "no memory for %d sequences", opt->max_seqs);
+    if (!rc) rc = open_cache(r, opt, err);
+    if (rc) {
+        runner_deinit(r);
+        return rc;
+    }
+    r->stats.kv_blocks_total = r->stats.kv_blocks_free = kv_pool_total(r->pool);
+    return CFG_OK;
 }
 
-void runner_deinit(struct runner *r) {
-  runner_sweep(r, true, 0);
-  seq_list_free(&r->finished);
-  sched_events_free(&r->out);
-  for (struct plan_tenant *t; (t = r->queue.tenants);) {
-    r->queue.tenants = t->next;
-    free(t);
-  }
-  kv_prefix_close(r->prefix);
-  kv_pool_close(r->pool);
-  free(r->scored);
-  free(r->sampled);
-  free(r->stepping);
-  free(r->rows);
-  free(r->plan);
-  free(r->jobs);
-  free(r->running);
+void runner_deinit(struct runner *r)
+{
+    runner_sweep(r, true, 0);
+    seq_list_free(&r->finished);
+    sched_events_free(&r->out);
+    for (struct plan_tenant *t; (t = r->queue.tenants);) {
+        r->queue.tenants = t->next;
+        free(t);
+    }
+    kv_prefix_close(r->prefix);
+    kv_pool_close(r->pool);
+    free(r->scored);
+    free(r->sampled);
+    free(r->stepping);
+    free(r->rows);
+    free(r->plan);
+    free(r->jobs);
+    free(r->running);
 }
 
-/* ---- one step
- * --------------------------------------------------------------------------------
- */
+/* ---- one step ------------------------------------------------------------------------------- */
 
 /* Rows [n_done, n_done + n) of q. */
-static void fill_rows(struct engine_rows *rows, struct seq *q, int n,
-                      struct engine_result *sampled,
-                      struct engine_result *scored) {
-  const int32_t *tokens = q->tokens + q->n_done;
-  bool score = q->score_prompt &&
-               q->n_seen < q->n_prompt; /* only the prompt is known yet */
-  *rows = (struct engine_rows){.tokens = tokens,
-                               .n_tokens = n,
-                               .position = q->n_done,
-                               .blocks = q->table.blocks,
-                               .spent = q->spent,
-                               .sampled = sampled,
-                               .n_target_top = q->n_target_top};
-  if (q->n_done + n == q->n_tokens)
-    rows->sampler = q->sampler;
-  if (score) {
-    rows->targets = tokens + 1;
-    rows->scored = scored;
-  }
+static void fill_rows(struct engine_rows *rows, struct seq *q, int n, struct engine_result *sampled,
+                      struct engine_result *scored)
+{
+    const int32_t *tokens = q->tokens + q->n_done;
+    bool score = q->score_prompt && q->n_seen < q->n_prompt; /* only the prompt is known yet */
+    *rows = (struct engine_rows){.tokens = tokens,
+                                 .n_tokens = n,
+                                 .position = q->n_done,
+                                 .blocks = q->table.blocks,
+                                 .spent = q->spent,
+                                 .sampled = sampled,
+                                 .n_target_top = q->n_target_top};
+    if (q->n_done + n == q->n_tokens) rows->sampler = q->sampler;
+    if (score) {
+        rows->targets = tokens + 1;
+        rows->scored = scored;
+    }
 }
 
 /* Plans and lays out the step; returns the number of sequences in it. */
-static int build_step(struct runner *r, int *n_tokens) {
-  for (int i = 0; i < r->n_running; i++) {
-    const struct seq *q = r->running[i];
-    int left = q->n_tokens - q->n_done;
-    bool decodes = left == 1 && q->n_done >= q->n_prompt;
-    r->plan[i] = (struct plan_seq){.order = q->order,
-                                   .position = q->n_done,
-                                   .prompt_left = decodes ? 0 : left};
-  }
-  *n_tokens = plan_step(&r->limits, r->plan, r->n_running, &r->turn);
-  struct engine_result *scored = r->scored;
-  int n = 0;
-  for (int i = 0; i < r->n_running; i++) {
-    if (r->plan[i].rows == 0)
-      continue;
-    fill_rows(&r->rows[n], r->running[i], r->plan[i].rows, &r->sampled[n],
-              scored);
-    if (r->rows[n].scored)
-      scored += r->plan[i].rows;
-    r->stepping[n++] = r->running[i];
-  }
-  return n;
+static int build_step(struct runner *r, int *n_tokens)
+{
+    for (int i = 0; i < r->n_running; i++) {
+        const struct seq *q = r->running[i];
+        int left = q->n_tokens - q->n_done;
+        bool decodes = left == 1 && q->n_done >= q->n_prompt;
+        r->plan[i] = (struct plan_seq){
+            .order = q->order, .position = q->n_done, .prompt_left = decodes ? 0 : left};
+    }
+    *n_tokens = plan_step(&r->limits, r->plan, r->n_running, &r->turn);
+    struct engine_result *scored = r->scored;
+    int n = 0;
+    for (int i = 0; i < r->n_running; i++) {
+        if (r->plan[i].rows == 0) continue;
+        fill_rows(&r->rows[n], r->running[i], r->plan[i].rows, &r->sampled[n], scored);
+        if (r->rows[n].scored) scored += r->plan[i].rows;
+        r->stepping[n++] = r->running[i];
+    }
+    return n;
 }
 
 static struct sched_event *add_event(struct runner *r, const struct seq *q,
-                                     enum sched_event_kind kind, double now) {
-  struct sched_event *ev = &r->out.items[r->out.n++];
-  *ev = (struct sched_event){.id = q->id, .kind = kind, .time = now};
-  if (kind == SCHED_DONE || (kind == SCHED_TOKEN && q->n_tokens == q->n_prompt))
-    ev->cached_tokens = q->n_cached;
-  if (kind != SCHED_PROMPT_SCORE && q->n_tokens == q->n_prompt)
-    ev->queued_s = (q->admitted > 0 ? q->admitted : now) - q->submitted;
-  return ev;
+                                     enum sched_event_kind kind, double now)
+{
+    struct sched_event *ev = &r->out.items[r->out.n++];
+    *ev = (struct sched_event){.id = q->id, .kind = kind, .time = now};
+    if (kind == SCHED_DONE || (kind == SCHED_TOKEN && q->n_tokens == q->n_prompt))
+        ev->cached_tokens = q->n_cached;
+    if (kind != SCHED_PROMPT_SCORE && q->n_tokens == q->n_prompt)
+        ev->queued_s = (q->admitted > 0 ? q->admitted : now) - q->submitted;
+    return ev;
 }
 
-static bool is_end(const struct seq *q, int32_t token) {
-  for (size_t i = 0; i < q->n_ends; i++)
-    if (q->ends[i] == token)
-      return true;
-  return false;
+static bool is_end(const struct seq *q, int32_t token)
+{
+    for (size_t i = 0; i < q->n_ends; i++)
+        if (q->ends[i] == token) return true;
+    return false;
 }
 
-static int max_int(int a, int b) { return a > b ? a : b; }
+static int max_int(int a, int b)
+{
+    return a > b ? a : b;
+}
 
 /* Rows [from, to): which were new, and which of those were prompt. */
-static void count_rows(struct runner *r, const struct seq *q, int from,
-                       int to) {
-  int first_new = max_int(from, q->n_seen);
-  r->stats.recomputed_tokens +=
-      (uint64_t)max_int(0, (first_new < to ? first_new : to) - from);
-  r->stats.prompt_tokens +=
-      (uint64_t)max_int(0, (q->n_prompt < to ? q->n_prompt : to) - first_new);
+static void count_rows(struct runner *r, const struct seq *q, int from, int to)
+{
+    int first_new = max_int(from, q->n_seen);
+    r->stats.recomputed_tokens += (uint64_t)max_int(0, (first_new < to ? first_new : to) - from);
+    r->stats.prompt_tokens +=
+        (uint64_t)max_int(0, (q->n_prompt < to ? q->n_prompt : to) - first_new);
 }
 
-/* What the step brought for one sequence; returns true when it has ended, with
- * q->finish set. */
-static bool take_results(struct runner *r, struct seq *q,
-                         const struct engine_rows *rows, double now) {
-  int before = q->n_done, seen = q->n_seen;
-  for (int i = 0; rows->targets && i < rows->n_tokens; i++) {
-    if (rows->targets[i] < 0 || before + i < seen)
-      continue;
-    struct sched_event *ev = add_event(r, q, SCHED_PROMPT_SCORE, now);
-    ev->position = (size_t)before + (size_t)i + 1;
-    ev->result = rows->scored[i];
-  }
-  count_rows(r, q, before, before + rows->n_tokens);
-  q->n_done += rows->n_tokens;
-  q->n_seen = max_int(seen, q->n_done);
-  runner_keep(r, q, before);
-  q->finish = SCHED_LENGTH;
-  if (!rows->sampler)
-    return q->n_done == q->n_tokens;
-  struct sched_event *ev = add_event(r, q, SCHED_TOKEN, now);
-  ev->result = *rows->sampled;
-  ev->end = is_end(q, ev->result.token);
-  q->tokens[q->n_tokens++] = ev->result.token;
-  r->stats.generated_tokens++;
-  plan_charge(&q->job, 1);
-  if (ev->end)
-    q->finish = SCHED_STOP;
-  return ev->end || q->n_tokens == q->n_prompt + q->max_new;
+/* What the step brought for one sequence; returns true when it has ended, with q->finish set. */
+static bool take_results(struct runner *r, struct seq *q, const struct engine_rows *rows,
+                         double now)
+{
+    int before = q->n_done, seen = q->n_seen;
+    for (int i = 0; rows->targets && i < rows->n_tokens; i++) {
+        if (rows->targets[i] < 0 || before + i < seen) continue;
+        struct sched_event *ev = add_event(r, q, SCHED_PROMPT_SCORE, now);
+        ev->position = (size_t)before + (size_t)i + 1;
+        ev->result = rows->scored[i];
+    }
+    count_rows(r, q, before, before + rows->n_tokens);
+    q->n_done += rows->n_tokens;
+    q->n_seen = max_int(seen, q->n_done);
+    runner_keep(r, q, before);
+    q->finish = SCHED_LENGTH;
+    if (!rows->sampler) return q->n_done == q->n_tokens;
+    struct sched_event *ev = add_event(r, q, SCHED_TOKEN, now);
+    ev->result = *rows->sampled;
+    ev->end = is_end(q, ev->result.token);
+    q->tokens[q->n_tokens++] = ev->result.token;
+    r->stats.generated_tokens++;
+    plan_charge(&q->job, 1);
+    if (ev->end) q->finish = SCHED_STOP;
+    return ev->end || q->n_tokens == q->n_prompt + q->max_new;
 }
 
-int runner_step(struct runner *r, struct error *err) {
-  int n_tokens;
-  runner_grow(r);
-  int n = build_step(r, &n_tokens);
-  if (n == 0)
-    return CFG_OK;
-  double begun = cfg_now();
-  int rc =
-      engine_step(r->engine, r->rows, n, r->stats.dropped_picks, NULL, err);
-  double now = cfg_now();
-  r->stats.steps++;
-  r->stats.step_tokens += (uint64_t)n_tokens;
-  r->stats.step_seconds += now - begun;
-  int kept = 0;
-  for (int i = 0, k = 0; i < r->n_running; i++) {
-    struct seq *q = r->running[i];
-    bool stepped = k < n && r->stepping[k] == q;
-    if (!stepped)
-      r->running[kept++] = q;
-    else if (rc)
-      runner_finish(r, q, SCHED_ERROR);
-    else if (take_results(r, q, &r->rows[k], now))
-      runner_finish(r, q, q->finish);
-    else
-      r->running[kept++] = q;
-    k += stepped;
-  }
-  r->n_running = kept;
-  return rc;
+int runner_step(struct runner *r, struct error *err)
+{
+    int n_tokens;
+    runner_grow(r);
+    int n = build_step(r, &n_tokens);
+    if (n == 0) return CFG_OK;
+    double begun = cfg_now();
+    int rc = engine_step(r->engine, r->rows, n, r->stats.dropped_picks, NULL, err);
+    double now = cfg_now();
+    r->stats.steps++;
+    r->stats.step_tokens += (uint64_t)n_tokens;
+    r->stats.step_seconds += now - begun;
+    int kept = 0;
+    for (int i = 0, k = 0; i < r->n_running; i++) {
+        struct seq *q = r->running[i];
+        bool stepped = k < n && r->stepping[k] == q;
+        if (!stepped)
+            r->running[kept++] = q;
+        else if (rc)
+            runner_finish(r, q, SCHED_ERROR);
+        else if (take_results(r, q, &r->rows[k], now))
+            runner_finish(r, q, q->finish);
+        else
+            r->running[kept++] = q;
+        k += stepped;
+    }
+    r->n_running = kept;
+    return rc;
 }
 
-/* ---- events
- * ----------------------------------------------------------------------------------
- */
+/* ---- events --------------------------------------------------------------------------------- */
 
-bool events_reserve(struct sched_events *ev, size_t extra) {
-  if (extra <= ev->capacity - ev->n)
+bool events_reserve(struct sched_events *ev, size_t extra)
+{
+    if (extra <= ev->capacity - ev->n) return true;
+    size_t capacity = ev->capacity < 64 ? 64 : ev->capacity * 2;
+    while (capacity - ev->n < extra) capacity *= 2;
+    struct sched_event *items = realloc(ev->items, capacity * sizeof(items[0]));
+    if (!items) return false;
+    ev->items = items;
+    ev->capacity = capacity;
     return true;
-  size_t capacity = ev->capacity < 64 ? 64 : ev->capacity * 2;
-  while (capacity - ev->n < extra)
-    capacity *= 2;
-  struct sched_event *items = realloc(ev->items, capacity * sizeof(items[0]));
-  if (!items)
-    return false;
-  ev->items = items;
-  ev->capacity = capacity;
-  return true;
 }
 
-size_t runner_max_events(const struct runner *r) {
-  size_t n = (size_t)r->finished.n + 2 * (size_t)r->n_running;
-  bool scoring = false;
-  for (int i = 0; i < r->n_running; i++) {
-    const struct seq *q = r->running[i];
-    scoring = scoring || (q->score_prompt && q->n_seen < q->n_prompt);
-  }
-  return n + (scoring ? (size_t)r->limits.max_step_tokens : 0);
+size_t runner_max_events(const struct runner *r)
+{
+    size_t n = (size_t)r->finished.n + 2 * (size_t)r->n_running;
+    bool scoring = false;
+    for (int i = 0; i < r->n_running; i++) {
+        const struct seq *q = r->running[i];
+        scoring = scoring || (q->score_prompt && q->n_seen < q->n_prompt);
+    }
+    return n + (scoring ? (size_t)r->limits.max_step_tokens : 0);
 }
 
-void runner_done(struct runner *r, const char *message) {
-  double now = cfg_now();
-  for (struct seq *q = r->finished.head; q; q = q->next) {
-    struct sched_event *ev = add_event(r, q, SCHED_DONE, now);
-    ev->finish = q->finish;
-    if (q->finish == SCHED_ERROR)
-      ev->message = message;
-    if (q->finish == SCHED_TIMEOUT)
-      ev->message = q->message;
-  }
+void runner_done(struct runner *r, const char *message)
+{
+    double now = cfg_now();
+    for (struct seq *q = r->finished.head; q; q = q->next) {
+        struct sched_event *ev = add_event(r, q, SCHED_DONE, now);
+        ev->finish = q->finish;
+        if (q->finish == SCHED_ERROR) ev->message = message;
+        if (q->finish == SCHED_TIMEOUT) ev->message = q->message;
+    }
 }

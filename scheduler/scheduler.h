@@ -1,14 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// scheduler.h: who runs in the next step. It owns the engine thread, the queue
-// of waiting sequences, the running ones, their KV block tables and samplers.
-// Jobs come in and events go out by value and id: no pointer to a connection or
-// a request ever crosses.
+// scheduler.h: who runs in the next step. It owns the engine thread, the queue of waiting
+// sequences, the running ones, their KV block tables and samplers. Jobs come in and events go out
+// by value and id: no pointer to a connection or a request ever crosses.
 //
-// Threads: sched_open, sched_submit, sched_cancel, sched_take, sched_drain,
-// sched_close belong to the loop thread; sched_stats to any. `notify` is called
-// on the engine thread, at most once a step, and once when the load has ended
-// (look at the state).
+// Threads: sched_open, sched_submit, sched_cancel, sched_take, sched_drain, sched_close belong to
+// the loop thread; sched_stats to any. `notify` is called on the engine thread, at most once a
+// step, and once when the load has ended (look at the state).
 #ifndef OPENMOED_SCHEDULER_H
 #define OPENMOED_SCHEDULER_H
 
@@ -22,136 +20,112 @@
 struct sched;
 
 struct sched_options {
-  int max_seqs;        /* sequences running at once */
-  int max_step_tokens; /* rows of one step: decodes first, the rest to prefill
-                          chunks */
-  int max_queued; /* waiting sequences; past it sched_submit answers CFG_EFULL
-                   */
-  size_t max_queued_tokens; /* their prompt tokens, likewise (an empty queue
-                               takes any job); 0 = no bound */
-  double queue_timeout_s;   /* who has not started by then ends with
-                               SCHED_TIMEOUT; 0 = none */
-  bool prefix_caching; /* reuse keys and values of equal beginnings; must be off
-                          in reference mode, where company changes them */
-  void (*notify)(
-      void *arg); /* events are there (sends coalesce: take them all) */
-  void *notify_arg;
+    int max_seqs;             /* sequences running at once */
+    int max_step_tokens;      /* rows of one step: decodes first, the rest to prefill chunks */
+    int max_queued;           /* waiting sequences; past it sched_submit answers CFG_EFULL */
+    size_t max_queued_tokens; /* their prompt tokens, likewise (an empty queue takes any job); 0 =
+                                 no bound */
+    double queue_timeout_s;   /* who has not started by then ends with SCHED_TIMEOUT; 0 = none */
+    bool prefix_caching;      /* reuse keys and values of equal beginnings; must be off in reference
+                                 mode, where company changes them */
+    void (*notify)(void *arg); /* events are there (sends coalesce: take them all) */
+    void *notify_arg;
 };
 
 enum sched_state { SCHED_LOADING, SCHED_READY, SCHED_DRAINING, SCHED_FAILED };
 
 /* One sequence to generate. Arrays are copied by sched_submit. */
 struct sched_job {
-  uint64_t id;           /* the caller's, unique among live jobs, not 0 */
-  const int32_t *prompt; /* [n_prompt], at least 1 */
-  size_t n_prompt;
-  int max_new; /* tokens to generate at most; 0 = only score the prompt */
-  struct engine_sampling
-      sampling;     /* its `ends` are the ids that end the sequence ... */
-  bool ignore_ends; /* ... unless this is set */
-  bool
-      score_prompt; /* report the log-probability of each prompt token after the
-                       first; its prompt is then never taken from the cache */
+    uint64_t id;           /* the caller's, unique among live jobs, not 0 */
+    const int32_t *prompt; /* [n_prompt], at least 1 */
+    size_t n_prompt;
+    int max_new;                     /* tokens to generate at most; 0 = only score the prompt */
+    struct engine_sampling sampling; /* its `ends` are the ids that end the sequence ... */
+    bool ignore_ends;                /* ... unless this is set */
+    bool score_prompt; /* report the log-probability of each prompt token after the first; its
+                          prompt is then never taken from the cache */
 
-  uint32_t tenant;  /* seats are shared between tenants by tokens served ... */
-  float weight;     /* ... over this (0 = 1); the last one given holds for the
-                       tenant */
-  int priority;     /* within the tenant: lower runs earlier */
-  double timeout_s; /* from submission; then it ends with SCHED_TIMEOUT; 0 =
-                       none */
-  /* Beginnings are only shared within one tenant and equal salts. A keyed hash
-   * of what the caller sent, so that no caller can choose another's; zero =
-   * none. */
-  uint64_t cache_salt[2];
+    uint32_t tenant;  /* seats are shared between tenants by tokens served ... */
+    float weight;     /* ... over this (0 = 1); the last one given holds for the tenant */
+    int priority;     /* within the tenant: lower runs earlier */
+    double timeout_s; /* from submission; then it ends with SCHED_TIMEOUT; 0 = none */
+    /* Beginnings are only shared within one tenant and equal salts. A keyed hash of what the caller
+     * sent, so that no caller can choose another's; zero = none. */
+    uint64_t cache_salt[2];
 };
 
 enum sched_event_kind { SCHED_PROMPT_SCORE, SCHED_TOKEN, SCHED_DONE };
 enum sched_finish {
-  SCHED_STOP,   /* an id of `ends` was sampled: reported as the last TOKEN event
-                   with `end` set */
-  SCHED_LENGTH, /* max_new or the context was reached */
-  SCHED_CANCELLED,
-  SCHED_ERROR,   /* message says why */
-  SCHED_TIMEOUT, /* likewise: its own deadline or the queue's has passed */
+    SCHED_STOP,   /* an id of `ends` was sampled: reported as the last TOKEN event with `end` set */
+    SCHED_LENGTH, /* max_new or the context was reached */
+    SCHED_CANCELLED,
+    SCHED_ERROR,   /* message says why */
+    SCHED_TIMEOUT, /* likewise: its own deadline or the queue's has passed */
 };
 
-/* In order for one id: PROMPT_SCORE (position 1 .. n_prompt-1, when asked),
- * TOKEN ..., DONE (always the last, exactly once for every accepted job). */
+/* In order for one id: PROMPT_SCORE (position 1 .. n_prompt-1, when asked), TOKEN ..., DONE (always
+ * the last, exactly once for every accepted job). */
 struct sched_event {
-  uint64_t id;
-  enum sched_event_kind kind;
-  size_t position;             /* PROMPT_SCORE: index of the prompt token */
-  bool end;                    /* TOKEN: one of `ends`; not part of the text */
-  struct engine_result result; /* PROMPT_SCORE, TOKEN */
-  enum sched_finish finish;    /* DONE */
-  double time;         /* cfg_now() when it happened on the engine thread */
-  double queued_s;     /* first TOKEN or DONE: seconds from submit to first
-                          scheduled; else 0 */
-  int cached_tokens;   /* first TOKEN and DONE: prompt tokens that came from the
-                          cache */
-  const char *message; /* DONE with SCHED_ERROR, SCHED_TIMEOUT: a static or
-                          list-owned string */
+    uint64_t id;
+    enum sched_event_kind kind;
+    size_t position;             /* PROMPT_SCORE: index of the prompt token */
+    bool end;                    /* TOKEN: one of `ends`; not part of the text */
+    struct engine_result result; /* PROMPT_SCORE, TOKEN */
+    enum sched_finish finish;    /* DONE */
+    double time;                 /* cfg_now() when it happened on the engine thread */
+    double queued_s;     /* first TOKEN or DONE: seconds from submit to first scheduled; else 0 */
+    int cached_tokens;   /* first TOKEN and DONE: prompt tokens that came from the cache */
+    const char *message; /* DONE with SCHED_ERROR, SCHED_TIMEOUT: a static or list-owned string */
 };
 
 /* A batch of events, swapped out whole. Zero it before the first sched_take. */
 struct sched_events {
-  struct sched_event *items;
-  size_t n, capacity;
+    struct sched_event *items;
+    size_t n, capacity;
 };
 
 /* Point-in-time figures; counters only grow. */
 struct sched_stats {
-  enum sched_state state;
-  int running, waiting;
-  size_t waiting_tokens; /* of the prompts that wait */
-  int kv_blocks_total;
-  int kv_blocks_free;   /* those of kv_blocks_cached included */
-  int kv_blocks_cached; /* kept for reuse only: given up when blocks are needed
-                         */
-  uint64_t steps, step_tokens;
-  uint64_t prompt_tokens,
-      generated_tokens;       /* computed by the engine, each once */
-  uint64_t preemptions;       /* sequences that had to yield their blocks */
-  uint64_t recomputed_tokens; /* computed again after that */
-  uint64_t timeouts;
-  uint64_t prefix_queried_tokens,
-      prefix_hit_tokens;      /* of prompts that started: all, cached */
-  uint64_t prefix_evictions;  /* blocks */
-  uint64_t dropped_picks[64]; /* [moe_layers] */
-  double step_seconds;
+    enum sched_state state;
+    int running, waiting;
+    size_t waiting_tokens; /* of the prompts that wait */
+    int kv_blocks_total;
+    int kv_blocks_free;   /* those of kv_blocks_cached included */
+    int kv_blocks_cached; /* kept for reuse only: given up when blocks are needed */
+    uint64_t steps, step_tokens;
+    uint64_t prompt_tokens, generated_tokens; /* computed by the engine, each once */
+    uint64_t preemptions;                     /* sequences that had to yield their blocks */
+    uint64_t recomputed_tokens;               /* computed again after that */
+    uint64_t timeouts;
+    uint64_t prefix_queried_tokens, prefix_hit_tokens; /* of prompts that started: all, cached */
+    uint64_t prefix_evictions;                         /* blocks */
+    uint64_t dropped_picks[64];                        /* [moe_layers] */
+    double step_seconds;
 };
 
-/* Starts the engine thread, which first runs engine_load (state LOADING), then
- * serves. The engine stays the caller's: close it after sched_close. */
-int sched_open(struct sched **out, struct engine *e,
-               const struct sched_options *opt,
+/* Starts the engine thread, which first runs engine_load (state LOADING), then serves. The engine
+ * stays the caller's: close it after sched_close. */
+int sched_open(struct sched **out, struct engine *e, const struct sched_options *opt,
                struct error *err) CFG_WARN_UNUSED;
-/* CFG_ECLOSED while loading or draining; CFG_EFULL when the queue is full;
- * CFG_EINVAL when the job can never fit (prompt beyond the context or the KV
- * pool). Nothing is kept of a refused job. */
-int sched_submit(struct sched *s, const struct sched_job *job,
-                 struct error *err) CFG_WARN_UNUSED;
-/* The same for several jobs, all or none (n > 1, lists of prompts). More jobs
- * than the queue can ever hold are CFG_EINVAL. With prefix caching, neighbours
- * with the same prompt compute its full blocks once: the others wait for the
- * first. */
+/* CFG_ECLOSED while loading or draining; CFG_EFULL when the queue is full; CFG_EINVAL when the job
+ * can never fit (prompt beyond the context or the KV pool). Nothing is kept of a refused job. */
+int sched_submit(struct sched *s, const struct sched_job *job, struct error *err) CFG_WARN_UNUSED;
+/* The same for several jobs, all or none (n > 1, lists of prompts). More jobs than the queue can
+ * ever hold are CFG_EINVAL. With prefix caching, neighbours with the same prompt compute its full
+ * blocks once: the others wait for the first. */
 int sched_submit_all(struct sched *s, const struct sched_job *jobs, size_t n,
                      struct error *err) CFG_WARN_UNUSED;
-/* Takes effect before the next step; a DONE event still follows. Unknown ids
- * are ignored. */
+/* Takes effect before the next step; a DONE event still follows. Unknown ids are ignored. */
 void sched_cancel(struct sched *s, uint64_t id);
-/* Swaps the pending events into *out (whatever was in it is overwritten, its
- * memory reused). */
+/* Swaps the pending events into *out (whatever was in it is overwritten, its memory reused). */
 void sched_take(struct sched *s, struct sched_events *out);
 void sched_events_free(struct sched_events *ev);
 void sched_stats(struct sched *s, struct sched_stats *out);
-/* From now on sched_submit answers CFG_ECLOSED; running and waiting jobs go on.
- */
+/* From now on sched_submit answers CFG_ECLOSED; running and waiting jobs go on. */
 void sched_drain(struct sched *s);
 /* Why the load failed (state FAILED); "" otherwise. */
 void sched_failure(struct sched *s, struct error *out);
-/* Cancels what is left, ends the engine thread, frees everything. s may be
- * NULL. */
+/* Cancels what is left, ends the engine thread, frees everything. s may be NULL. */
 void sched_close(struct sched *s);
 
 #endif

@@ -41,6 +41,7 @@ struct api_env {
     const struct engine_tokenizer *tokenizer; /* NULL: token-id prompts only */
     const char *model_name;                   /* --served-model-name */
     int64_t created;                          /* unix seconds: /v1/models */
+    uint64_t secret[2];                       /* random: keys the hash of cache_salt */
     uint64_t seed;                            /* --seed; 0 = a random one for each request */
     int max_choices;                          /* n times prompts, at most */
 };

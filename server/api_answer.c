@@ -175,11 +175,20 @@ static bool out_of_memory(const struct api_choice *c, const struct cfg_buf *out)
            c->lp.tokens.failed || c->lp.values.failed || c->lp.tops.failed || c->lp.offsets.failed;
 }
 
+/* A prompt counts once, whatever n: so does what of it was cached. */
+static void note_cached(struct api_request *r, size_t i, const struct sched_event *ev)
+{
+    if (ev->kind == SCHED_PROMPT_SCORE || r->choices[i].cache_noted) return;
+    r->choices[i].cache_noted = true;
+    if (i % r->n == 0) r->cached_tokens += (size_t)ev->cached_tokens;
+}
+
 int api_event(struct api_request *r, size_t i, const struct sched_event *ev, struct cfg_buf *out,
               bool *cancel, struct api_error *err)
 {
     struct api_choice *c = &r->choices[i];
     *cancel = false;
+    note_cached(r, i, ev);
     // After a stop string the job runs on until its cancellation takes effect.
     if (c->finish) return 0;
     struct error why = {0};
@@ -192,6 +201,9 @@ int api_event(struct api_request *r, size_t i, const struct sched_event *ev, str
         rc = token(r, i, ev, out, cancel, &why);
         break;
     case SCHED_DONE:
+        if (ev->finish == SCHED_TIMEOUT)
+            return api_fail(err, 408, "timeout", "", "%s",
+                            ev->message ? ev->message : "The request took too long.");
         if (ev->finish == SCHED_ERROR)
             return api_fail(err, 500, NULL, "", "%s",
                             ev->message ? ev->message : "The model failed.");

@@ -226,8 +226,8 @@ static void usage(const struct api_request *r, struct cfg_buf *out)
     size_t prompt = api_prompt_tokens(r), completion = api_completion_tokens(r);
     cfg_buf_printf(out,
                    ",\"usage\":{\"prompt_tokens\":%zu,\"completion_tokens\":%zu,"
-                   "\"total_tokens\":%zu,\"prompt_tokens_details\":{\"cached_tokens\":0}}",
-                   prompt, completion, prompt + completion);
+                   "\"total_tokens\":%zu,\"prompt_tokens_details\":{\"cached_tokens\":%zu}}",
+                   prompt, completion, prompt + completion, r->cached_tokens);
 }
 
 void api_render_head(struct api_request *r)

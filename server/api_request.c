@@ -32,6 +32,9 @@ static const struct api_field shared_fields[] = {
     {"stop", API_FIELD_READ, NULL},
     {"stop_token_ids", API_FIELD_READ, NULL},
     {"min_tokens", API_FIELD_READ, NULL},
+    {"priority", API_FIELD_READ, NULL},
+    {"timeout", API_FIELD_READ, NULL},
+    {"cache_salt", API_FIELD_READ, NULL},
     {"ignore_eos", API_FIELD_READ, NULL},
     {"return_token_ids", API_FIELD_READ, NULL},
     {"skip_special_tokens", API_FIELD_READ, NULL},
@@ -178,6 +181,35 @@ static int read_stream(struct api_request *r, const cJSON *root, struct api_erro
     return api_get_bool(o, "stream_options", "include_usage", &r->include_usage, err);
 }
 
+/* Two 64-bit halves under different keys, so that no caller can aim at another's salt. */
+static int read_salt(struct api_request *r, const cJSON *root, struct api_error *err)
+{
+    const cJSON *v = api_field(root, "cache_salt");
+    if (!v) return 0;
+    if (!cJSON_IsString(v)) return api_wrong_type(err, "cache_salt", "a string", v);
+    const size_t n = strlen(v->valuestring);
+    if (n < 1 || n > API_MAX_SALT_BYTES)
+        return api_fail(err, 400, "invalid_value", "cache_salt",
+                        "'cache_salt' must have 1 to %d bytes.", API_MAX_SALT_BYTES);
+    for (uint64_t half = 0; half < 2; half++) {
+        const uint64_t key[2] = {r->env->secret[0] ^ half, r->env->secret[1]};
+        struct cfg_sip s = cfg_sip_start(key);
+        cfg_sip_bytes(&s, v->valuestring, n);
+        r->cache_salt[half] = cfg_sip_end(&s);
+    }
+    return 0;
+}
+
+static int read_scheduling(struct api_request *r, const cJSON *root, struct api_error *err)
+{
+    int64_t priority = 0;
+    if (api_get_int(root, "priority", -1000000, 1000000, &priority, err) ||
+        api_get_float(root, "timeout", 0, 86400, &r->timeout, err))
+        return -1;
+    r->priority = (int)priority;
+    return read_salt(r, root, err);
+}
+
 static int read_shared(struct api_request *r, const cJSON *root, struct api_error *err)
 {
     int64_t n = 1;
@@ -186,7 +218,8 @@ static int read_shared(struct api_request *r, const cJSON *root, struct api_erro
         api_get_bool(root, "", "return_token_ids", &r->return_token_ids, err) ||
         api_get_bool(root, "", "skip_special_tokens", &r->skip_special_tokens, err) ||
         api_get_bool(root, "", "include_stop_str_in_output", &r->include_stop, err) ||
-        read_sampling(r, root, err) || read_stop(r, root, err) || read_ends(r, root, err))
+        read_scheduling(r, root, err) || read_sampling(r, root, err) || read_stop(r, root, err) ||
+        read_ends(r, root, err))
         return -1;
     r->n = (size_t)n;
     // Without text the ids are the only answer there is.
@@ -398,6 +431,9 @@ void api_job(const struct api_request *r, size_t i, uint64_t id, struct sched_jo
         .n_prompt = p->n,
         .max_new = p->max_new,
         .sampling = r->sampling,
+        .priority = r->priority,
+        .timeout_s = (double)r->timeout,
+        .cache_salt = {r->cache_salt[0], r->cache_salt[1]},
         .score_prompt = r->echo && r->sampling.n_logprobs >= 0,
     };
     // Choice k of a prompt has the k-th seed of a sequence that starts with the request's own, so

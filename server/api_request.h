@@ -13,6 +13,7 @@
 #define API_MAX_STOPS       16
 #define API_MAX_STOP_BYTES  1024
 #define API_MAX_STOP_IDS    256
+#define API_MAX_SALT_BYTES  256
 #define API_TOKEN_BYTES_MAX 256
 
 struct api_prompt {
@@ -46,6 +47,7 @@ struct api_choice {
     size_t pushed, shown;       /* bytes of generated text: made, and released by the detokeniser */
     size_t chars;               /* characters (code points) before the next token */
     size_t n_generated;
+    bool cache_noted;   /* its cached prompt tokens are counted */
     bool begun;         /* the echo has been put out */
     bool sent;          /* streamed: a chunk of this choice went out */
     const char *finish; /* static; NULL until the choice is finished */
@@ -64,6 +66,9 @@ struct api_request {
     bool seed_given, max_given;
     int64_t max_tokens;              /* when max_given */
     const char *max_name;            /* the field it came from */
+    int priority;                    /* lower runs earlier */
+    float timeout;                   /* seconds; 0 = none */
+    uint64_t cache_salt[2];          /* keyed hash of the caller's; zero = none */
     struct engine_sampling sampling; /* all but the seed of a choice */
     const char **stops;              /* [n_stops] */
     size_t n_stops;
@@ -74,6 +79,7 @@ struct api_request {
 
     struct api_choice *choices; /* [n_prompts * n] */
     size_t n_finished;
+    size_t cached_tokens; /* prompt tokens that came from the prefix cache, first choices only */
 };
 
 /* ---- parsing (api_request.c, api_chat.c, api_completion.c) ----------------------------------- */

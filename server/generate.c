@@ -141,7 +141,7 @@ static void note_outcome(struct request *r, const struct sched_event *ev)
 {
     if (ev->finish == SCHED_LENGTH && r->outcome < METRICS_LENGTH) r->outcome = METRICS_LENGTH;
     if (ev->finish == SCHED_CANCELLED) r->outcome = METRICS_CANCELLED;
-    if (ev->finish == SCHED_ERROR) r->outcome = METRICS_ERROR;
+    if (ev->finish == SCHED_ERROR || ev->finish == SCHED_TIMEOUT) r->outcome = METRICS_ERROR;
 }
 
 static void note_times(struct request *r, size_t choice, const struct sched_event *ev)

@@ -182,7 +182,12 @@ int server_open(struct server **out, const struct cfg_options *opt, struct engin
     if (getrandom(&s->id_base, sizeof s->id_base, 0) != (ssize_t)sizeof s->id_base)
         s->id_base = (uint64_t)now.tv_nsec * 0x9E3779B97F4A7C15u;
 
-    int rc = listen_open(opt->host, opt->port, &s->listen_fd, &s->url, &loopback, err);
+    int rc = CFG_OK;
+    if (getrandom(s->env.secret, sizeof s->env.secret, 0) != (ssize_t)sizeof s->env.secret) {
+        rc = cfg_fail(err, CFG_EIO, "the system gave no random numbers");
+        goto free_server;
+    }
+    rc = listen_open(opt->host, opt->port, &s->listen_fd, &s->url, &loopback, err);
     if (rc != CFG_OK) goto free_server;
     rc = uv_loop_init(&s->loop);
     if (rc != 0) {

@@ -22,6 +22,9 @@ static int run(const struct cfg_options *opt, struct engine *engine, struct erro
         .max_seqs = opt->max_num_seqs,
         .max_step_tokens = opt->max_num_batched_tokens,
         .max_queued = opt->max_queued_requests,
+        .max_queued_tokens = opt->max_queued_tokens,
+        .queue_timeout_s = opt->queue_timeout,
+        .prefix_caching = opt->prefix_caching == CFG_ON && opt->capacity != CFG_CAPACITY_REFERENCE,
         .notify = server_notify,
         .notify_arg = server,
     };

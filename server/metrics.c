@@ -134,6 +134,16 @@ static void render_engine(const struct sched_stats *st, const struct engine_info
     counter(out, "step_tokens_total", st->step_tokens, "Rows computed by all engine steps.");
     family(out, "step_seconds_total", "counter", "Time spent in engine steps.");
     cfg_buf_printf(out, "openmoed_step_seconds_total %.12g\n", st->step_seconds);
+    counter(out, "preemptions_total", st->preemptions,
+            "Sequences that gave up their blocks to others, to be computed again.");
+    counter(out, "recomputed_tokens_total", st->recomputed_tokens,
+            "Tokens computed again after a preemption.");
+    counter(out, "timeouts_total", st->timeouts, "Sequences ended by a time limit.");
+    counter(out, "prefix_queried_tokens_total", st->prefix_queried_tokens,
+            "Prompt tokens looked up in the prefix cache.");
+    counter(out, "prefix_hit_tokens_total", st->prefix_hit_tokens,
+            "Prompt tokens that came from the prefix cache.");
+    counter(out, "prefix_evictions_total", st->prefix_evictions, "Cached blocks evicted.");
     family(out, "kv_blocks", "gauge", "Blocks of the key and value cache.");
     cfg_buf_printf(out, "openmoed_kv_blocks{state=\"free\"} %d\n", st->kv_blocks_free);
     cfg_buf_printf(out, "openmoed_kv_blocks{state=\"total\"} %d\n", st->kv_blocks_total);

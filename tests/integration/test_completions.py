@@ -171,8 +171,8 @@ def test_lists_of_prompts(complete):
 
 @pytest.mark.parametrize("echo", [False, True])
 def test_streamed_and_whole_completions_are_the_same(complete, echo):
-    asked = dict(model=MODEL, prompt=[TEXT, "Count to"], max_tokens=40, echo=echo, logprobs=2, seed=5,
-                 n=2, extra_body={"ignore_eos": True, "return_token_ids": True})
+    asked = dict(model=MODEL, prompt=[TEXT, "Count to"], max_tokens=40, echo=echo, logprobs=2,
+                 seed=5, n=2, extra_body={"ignore_eos": True, "return_token_ids": True})
     whole = complete(**asked)
     stream = Stream(complete(**asked, stream=True, stream_options={"include_usage": True}))
     assert stream.usage == whole.usage
@@ -273,7 +273,8 @@ def test_tokenize_empty(daemon):
     ("/tokenize", {"prompt": "x", "add_special_tokens": 1}, "add_special_tokens"),
     ("/tokenize", {"prompt": "x", "other": 1}, "other"), ("/detokenize", {}, "tokens"),
     ("/detokenize", {"tokens": "x"}, "tokens"), ("/detokenize", {"tokens": [5, -1]}, "tokens[1]"),
-    ("/detokenize", {"tokens": [10**6]}, "tokens[0]"), ("/detokenize", {"tokens": [1.5]}, "tokens[0]"),
+    ("/detokenize", {"tokens": [10**6]}, "tokens[0]"),
+    ("/detokenize", {"tokens": [1.5]}, "tokens[0]"),
 ])
 def test_tokenize_refuses(daemon, path, body, param):
     status, _, answer = daemon.request("POST", path, {"model": MODEL, **body})

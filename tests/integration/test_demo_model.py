@@ -72,7 +72,8 @@ def table(results):
             for row in (expected["skill"], "turn " + band, "all"):
                 total[row] += 1
                 right[row] += dialogues.check(expected, reply)
-    order = [*dialogues.SKILL_NAMES, *(f"turn {t}" for t in (1, 2, 3, 4, 5, 6, "7-12", "13+")), "all"]
+    turns = [f"turn {t}" for t in (1, 2, 3, 4, 5, 6, "7-12", "13+")]
+    order = [*dialogues.SKILL_NAMES, *turns, "all"]
     lines = [f"  {row:12}{right[row]:5} of {total[row]:4}{100 * right[row] / total[row]:8.1f}%"
              for row in order if total[row]]
     return right, total, "\n".join(lines)

@@ -16,7 +16,7 @@ ASK = {"model": MODEL, "messages": [user("Hello!")], "max_tokens": 20, "temperat
 
 
 class Page:
-    """families: name -> (type, {(sample name, labels): value}). Fails on whatever is not allowed."""
+    """families: name -> (type, {(sample name, labels): value}). Fails on what is not allowed."""
 
     def __init__(self, text):
         assert text.endswith("\n") and "\r" not in text

@@ -186,7 +186,8 @@ def test_raw_stream_is_events_and_ends_with_done(daemon):
 
 
 @pytest.mark.parametrize(
-    "how", [{"temperature": 0}, {"seed": 7, "temperature": 1}, {"seed": 8, "temperature": 2, "n": 3}]
+    "how",
+    [{"temperature": 0}, {"seed": 7, "temperature": 1}, {"seed": 8, "temperature": 2, "n": 3}],
 )
 def test_streamed_and_whole_answers_are_the_same(chat, how):
     # high temperatures walk through byte pieces and rare characters as well

@@ -7,7 +7,6 @@ that does not exist: its name in the error shows which source of an option won.
 
 import json
 import os
-import pathlib
 import re
 import shutil
 import socket
@@ -115,7 +114,8 @@ def test_bad_environment(name, value, named):
     ('{"bogus": 1}', "bogus"), ('{"threads": "two"}', "threads"), ('{"threads": 1.5}', "threads"),
     ('{"threads": true}', "threads"), ('{"threads": null}', "threads"), ("[]", "array"),
     ('{"dtype": "f16"}', "dtype"), ('{"config": "x"}', "config"), ("{", "config.json"), ("", ""),
-    ('{"threads": 1, "threads": 2}', "threads"), ('{"max-model-len": 1, "max_model_len": 2}', "max"),
+    ('{"threads": 1, "threads": 2}', "threads"),
+    ('{"max-model-len": 1, "max_model_len": 2}', "max"),
     ('{"model": ["x"]}', "model"), ('{"threads": 1} x', ""),
 ])
 def test_bad_config_file(tmp_path, text, named):

@@ -44,20 +44,20 @@ def arithmetic(rng, state):
     if kind < 0.80:
         return _times(rng)
     if kind < 0.87:
-        a = rng.randint(0, 60)
+        a = rng.randint(0, 30)
         return rng.choice(("Is {a} even or odd?", "Is the number {a} odd or even?")), {"a": a}, \
             f"{a} is {'odd' if a % 2 else 'even'}.", "odd" if a % 2 else "even"
     if kind < 0.94:
         a = rng.randint(0, 60)
         return rng.choice(("What comes after {a}?", "Which number comes after {a}?")), {"a": a}, \
             f"After {a} comes {a + 1}.", str(a + 1)
-    a, b = rng.sample(range(61), 2)
+    a, b = rng.sample(range(31), 2)
     return rng.choice(("Which is bigger, {a} or {b}?", "Which number is larger, {a} or {b}?")), {"a": a, "b": b}, \
         f"{max(a, b)} is bigger than {min(a, b)}.", str(max(a, b))
 
 
 def _operand(rng):
-    return rng.randint(0, 12) if rng.random() < 0.5 else rng.randint(0, 50)
+    return rng.randint(0, 10) if rng.random() < 0.5 else rng.randint(0, 20)
 
 
 def _add(rng):
@@ -80,9 +80,7 @@ def _subtract(rng):
 
 
 def _times(rng):
-    a, b = rng.randint(0, 12), rng.randint(0, 10)
-    if rng.random() < 0.5:
-        a, b = b, a
+    a, b = rng.randint(0, 10), rng.randint(0, 10)
     template = rng.choice((
         "What is {a} times {b}?", "What is {a} * {b}?", "{a} * {b}", "{a} x {b}", "How much is {a} times {b}?",
         "Multiply {a} by {b}.", "Calculate {a} * {b}.", "What's {a} times {b}?"))
@@ -110,7 +108,7 @@ def reverse(rng, state):
         template = rng.choice((
             "Reverse the word {w}.", "Reverse {w}.", "Spell {w} backwards.", "What is {w} backwards?",
             "Write {w} backwards.", "Say {w} in reverse.", "Turn the word {w} around.", "Can you reverse {w}?"))
-    return template, {"w": w}, f"{_letters(w)} backwards is {_letters(w[::-1])}.", _letters(w[::-1])
+    return template, {"w": w}, f"{w}: {_letters(w)}. Backwards: {_letters(w[::-1])}.", _letters(w[::-1])
 
 
 def count(rng, state):
@@ -130,11 +128,11 @@ def _count_letters(rng, state):
         template = rng.choice((
             "How many letters are in {w}?", "How many letters does {w} have?", "Count the letters in {w}.",
             "How many letters are in the word {w}?", "How long is the word {w}?"))
-    return template, {"w": w}, f"{_letters(w)} has {len(w)} letters.", str(len(w))
+    return template, {"w": w}, f"{w}: {_letters(w)}. That makes {len(w)} letters.", str(len(w))
 
 
 def _count_items(rng):
-    items = rng.sample(lists.LIST_ITEMS, rng.randint(2, 8))
+    items = rng.sample(lists.LIST_ITEMS, rng.randint(2, 6))
     template = rng.choice((
         "How many things are these: {l}?", "Count these: {l}.", "How many words are in this list: {l}?",
         "How many items do I have: {l}?", "Count the things: {l}."))

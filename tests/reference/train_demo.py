@@ -37,14 +37,19 @@ CONFIG = {
     "tie_word_embeddings": False, "torch_dtype": "bfloat16", "use_cache": True, "vocab_size": chat_tokens.ROWS}
 BALANCE, ROUTER_Z = 0.01, 1e-4
 POOL = 512          # rows generated at once, sorted by length and cut into batches
-# In the copying stage what is already known by heart (greetings, facts, refusals) comes up less often.
+# In the copying stage what is learned by heart (greetings, facts, refusals) comes up less often.
 COPYING = {"tell": 24, "recall": 26, "arithmetic": 12, "spell": 11, "reverse": 10, "count": 14, "greeting": 2,
            "small talk": 1, "openmoe": 1, "cannot": 3}
+PRACTICE = {"tell": 14, "recall": 20, "arithmetic": 22, "spell": 9, "reverse": 12, "count": 16, "greeting": 6,
+            "small talk": 6, "openmoe": 5, "cannot": 5}
+FULL = {"tell": 15, "recall": 19, "arithmetic": 24, "spell": 8, "reverse": 8, "count": 12, "greeting": 6,
+        "small talk": 6, "openmoe": 6, "cannot": 8}
 # The course of training: (last pool, plain texts, share of the default system message, longest dialogue, weights,
-# tokens of a batch).
-# First the language-model phase; then chat tuning, mostly with short system messages while copying and
-# recall form, because the long one costs a third of all tokens and teaches little; last the full mixture.
-STAGES = ((6, True, 0.3, 10, None, 4096), (50, False, 0.15, 10, COPYING, 4096), (None, False, 0.65, 30, None, 4096))
+# tokens of a batch). First the language-model phase; then chat tuning, mostly with short system messages while
+# copying and recall form, because the long one costs a third of all tokens and teaches little; last the
+# full mixture.
+STAGES = ((6, True, 0.3, 10, None, 4096), (34, False, 0.15, 10, COPYING, 4096), (60, False, 0.25, 10, PRACTICE, 4096),
+          (None, False, 0.65, 30, FULL, 4096))
 
 
 class Batches:

@@ -38,6 +38,7 @@ struct answer {
     int n_scores;
     bool ended; /* the last token was an end */
     bool done;
+    int cached_tokens;
     enum sched_finish finish;
     char message[512];
 };
@@ -66,6 +67,10 @@ static inline void on_notify(void *arg)
 struct setup {
     enum cfg_capacity capacity;
     int max_seqs, max_step_tokens, max_queued, blocks;
+    int capacity_length;
+    size_t max_queued_tokens;
+    double queue_timeout_s;
+    bool prefix_caching;
 };
 static const struct setup roomy = {
     .max_seqs = 48, .max_step_tokens = 512, .max_queued = 64, .blocks = 400};
@@ -83,6 +88,7 @@ static inline struct harness *harness_open(const struct setup *set)
                                 .cpu_isa = "auto",
                                 .threads = 2,
                                 .capacity = set->capacity,
+                                .capacity_length = set->capacity_length,
                                 .block_size = BLOCK_SIZE,
                                 .kv_bytes = (size_t)set->blocks * BLOCK_BYTES,
                                 .max_step_tokens = set->max_step_tokens,
@@ -92,6 +98,9 @@ static inline struct harness *harness_open(const struct setup *set)
     struct sched_options so = {.max_seqs = set->max_seqs,
                                .max_step_tokens = set->max_step_tokens,
                                .max_queued = set->max_queued,
+                               .max_queued_tokens = set->max_queued_tokens,
+                               .queue_timeout_s = set->queue_timeout_s,
+                               .prefix_caching = set->prefix_caching,
                                .notify = on_notify,
                                .notify_arg = h};
     if (sched_open(&h->sched, h->engine, &so, &err)) fail_msg("sched_open: %s", err.message);
@@ -146,7 +155,8 @@ static inline void file_event(struct harness *h, const struct sched_event *ev)
         a->scores[a->n_scores++] = ev->result;
     } else if (ev->kind == SCHED_TOKEN) {
         assert_false(a->ended);
-        if (a->n_tokens > 0) assert_true(ev->queued_s == 0);
+        if (a->n_tokens > 0) assert_true(ev->queued_s == 0 && ev->cached_tokens == 0);
+        if (a->n_tokens == 0) a->cached_tokens = ev->cached_tokens;
         assert_in_range(a->n_tokens, 0, CONTEXT - 1);
         a->tokens[a->n_tokens++] = ev->result;
         a->ended = ev->end;
@@ -154,7 +164,10 @@ static inline void file_event(struct harness *h, const struct sched_event *ev)
         a->done = true;
         a->finish = ev->finish;
         assert_int_equal(ev->finish == SCHED_STOP, a->ended);
-        assert_int_equal(ev->finish == SCHED_ERROR, ev->message != NULL);
+        assert_int_equal(ev->finish == SCHED_ERROR || ev->finish == SCHED_TIMEOUT,
+                         ev->message != NULL);
+        if (a->n_tokens > 0) assert_int_equal(a->cached_tokens, ev->cached_tokens);
+        a->cached_tokens = ev->cached_tokens;
         if (ev->message) strcpy(a->message, ev->message);
         h->n_done++;
     }

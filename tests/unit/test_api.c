@@ -157,6 +157,10 @@ static const struct bad bad_bodies[] = {
      "integer_above_max_value"},
     {API_CHAT, CHAT "\"stop_token_ids\":[\"5\"]}", 400, "stop_token_ids[0]", "invalid_type"},
     {API_CHAT, CHAT "\"ignore_eos\":1}", 400, "ignore_eos", "invalid_type"},
+    {API_CHAT, CHAT "\"priority\":1.5}", 400, "priority", "invalid_type"},
+    {API_CHAT, CHAT "\"timeout\":-1}", 400, "timeout", "decimal_below_min_value"},
+    {API_CHAT, CHAT "\"cache_salt\":7}", 400, "cache_salt", "invalid_type"},
+    {API_CHAT, CHAT "\"cache_salt\":\"\"}", 400, "cache_salt", "invalid_value"},
     {API_CHAT, CHAT "\"return_token_ids\":1}", 400, "return_token_ids", "invalid_type"},
     {API_CHAT, CHAT "\"skip_special_tokens\":0}", 400, "skip_special_tokens", "invalid_type"},
     {API_CHAT, CHAT "\"include_stop_str_in_output\":\"\"}", 400, "include_stop_str_in_output",
@@ -407,6 +411,40 @@ static void test_every_field(void **state)
     api_request_free(r);
 }
 
+/* The job of a chat with the given fields. */
+static struct sched_job job_with(const char *fields)
+{
+    char body[256];
+    struct sched_job job;
+    snprintf(body, sizeof body, "{\"model\":\"m\"," HI "%s}", fields);
+    struct api_request *r = must_parse(API_CHAT, &support.env, body);
+    api_job(r, 0, 1, &job);
+    api_request_free(r);
+    return job;
+}
+
+static void test_scheduling_fields(void **state)
+{
+    (void)state;
+    const struct sched_job plain = job_with("");
+    assert_int_equal(plain.priority, 0);
+    assert_true(plain.timeout_s <= 0);
+    assert_true(plain.cache_salt[0] == 0 && plain.cache_salt[1] == 0);
+    const struct sched_job a = job_with(",\"priority\":-3,\"timeout\":2.5,\"cache_salt\":\"a\"");
+    assert_int_equal(a.priority, -3);
+    assert_float_equal(a.timeout_s, 2.5, 1e-6);
+    const struct sched_job same = job_with(",\"cache_salt\":\"a\"");
+    const struct sched_job other = job_with(",\"cache_salt\":\"b\"");
+    assert_memory_equal(a.cache_salt, same.cache_salt, sizeof a.cache_salt);
+    assert_true(a.cache_salt[0] != other.cache_salt[0] && a.cache_salt[1] != other.cache_salt[1]);
+    assert_true(a.cache_salt[0] != a.cache_salt[1] && a.cache_salt[0] != 0);
+    /* keyed: another server's salt for the same text is another */
+    support.env.secret[1]++;
+    const struct sched_job elsewhere = job_with(",\"cache_salt\":\"a\"");
+    support.env.secret[1]--;
+    assert_true(a.cache_salt[0] != elsewhere.cache_salt[0]);
+}
+
 static void test_edges(void **state)
 {
     (void)state;
@@ -651,12 +689,19 @@ static void test_models(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_bad_bodies),     cmocka_unit_test(test_no_tokenizer),
-        cmocka_unit_test(test_too_long),       cmocka_unit_test(test_long_lists),
-        cmocka_unit_test(test_defaults),       cmocka_unit_test(test_every_field),
-        cmocka_unit_test(test_edges),          cmocka_unit_test(test_seeds),
-        cmocka_unit_test(test_text_prompts),   cmocka_unit_test(test_conversations),
-        cmocka_unit_test(test_error_envelope), cmocka_unit_test(test_tokenize),
+        cmocka_unit_test(test_bad_bodies),
+        cmocka_unit_test(test_no_tokenizer),
+        cmocka_unit_test(test_too_long),
+        cmocka_unit_test(test_long_lists),
+        cmocka_unit_test(test_defaults),
+        cmocka_unit_test(test_every_field),
+        cmocka_unit_test(test_scheduling_fields),
+        cmocka_unit_test(test_edges),
+        cmocka_unit_test(test_seeds),
+        cmocka_unit_test(test_text_prompts),
+        cmocka_unit_test(test_conversations),
+        cmocka_unit_test(test_error_envelope),
+        cmocka_unit_test(test_tokenize),
         cmocka_unit_test(test_models),
     };
     return cmocka_run_group_tests(tests, support_open, support_close);

@@ -322,6 +322,30 @@ static void test_prompt_token_ids(void **state)
     end(&run);
 }
 
+/* ---- cached tokens -----------------------------------------------------------------------------
+ */
+
+/* Told by the first token and again at the end; a prompt counts once, whatever n; a choice that a
+ * stop string ended counts too. */
+static void test_cached_tokens(void **state)
+{
+    (void)state;
+    struct run run;
+    start(&run, API_CHAT, &support.env, CHAT "\"n\":2,\"stop\":\"b\"}");
+    for (size_t i = 0; i < 2; i++) {
+        struct sched_event ev = token_event(byte_id('b'), -0.5f);
+        ev.cached_tokens = 32 + 16 * (int)i;
+        feed(&run, i, &ev);
+        ev = (struct sched_event){
+            .kind = SCHED_DONE, .finish = SCHED_CANCELLED, .cached_tokens = 32};
+        feed(&run, i, &ev);
+    }
+    assert_true(api_finished(run.r));
+    api_body(run.r, &run.out);
+    assert_non_null(strstr(run.out.data, "\"cached_tokens\":32}"));
+    end(&run);
+}
+
 /* ---- failures -------------------------------------------------------------------------------- */
 
 static void test_failed_jobs(void **state)
@@ -341,6 +365,12 @@ static void test_failed_jobs(void **state)
     ev.finish = SCHED_CANCELLED;
     assert_int_equal(api_event(run.r, 0, &ev, &run.out, &cancel, &err), -1);
     assert_int_equal(err.status, 503);
+    ev.finish = SCHED_TIMEOUT;
+    ev.message = "too late";
+    assert_int_equal(api_event(run.r, 0, &ev, &run.out, &cancel, &err), -1);
+    assert_int_equal(err.status, 408);
+    assert_string_equal(err.code, "timeout");
+    assert_string_equal(err.message, "too late");
     assert_false(api_finished(run.r));
     end(&run);
 }
@@ -455,13 +485,13 @@ static void test_stream_equals_whole(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_chat_stream),         cmocka_unit_test(test_chat_whole),
-        cmocka_unit_test(test_empty_answer),        cmocka_unit_test(test_stop_string),
-        cmocka_unit_test(test_stop_options),        cmocka_unit_test(test_special_tokens),
-        cmocka_unit_test(test_split_character),     cmocka_unit_test(test_tokens_shown),
-        cmocka_unit_test(test_interleaved),         cmocka_unit_test(test_interleaved_stream),
-        cmocka_unit_test(test_prompt_token_ids),    cmocka_unit_test(test_failed_jobs),
-        cmocka_unit_test(test_stream_equals_whole),
+        cmocka_unit_test(test_chat_stream),      cmocka_unit_test(test_chat_whole),
+        cmocka_unit_test(test_empty_answer),     cmocka_unit_test(test_stop_string),
+        cmocka_unit_test(test_stop_options),     cmocka_unit_test(test_special_tokens),
+        cmocka_unit_test(test_split_character),  cmocka_unit_test(test_tokens_shown),
+        cmocka_unit_test(test_interleaved),      cmocka_unit_test(test_interleaved_stream),
+        cmocka_unit_test(test_prompt_token_ids), cmocka_unit_test(test_cached_tokens),
+        cmocka_unit_test(test_failed_jobs),      cmocka_unit_test(test_stream_equals_whole),
     };
     return cmocka_run_group_tests(tests, support_open, support_close);
 }

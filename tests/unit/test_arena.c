@@ -533,6 +533,31 @@ static void test_clock(void **state)
     assert_true(cfg_now() - before >= 0.002);
 }
 
+/* SipHash-1-3 of 0, 1, 2 ... under the key 0, 1, ... 15: bytes and words agree, and every input
+ * counts. */
+static void test_hash(void **state)
+{
+    (void)state;
+    const uint64_t key[2] = {0x0706050403020100u, 0x0f0e0d0c0b0a0908u},
+                   other[2] = {key[0], key[1] ^ 1};
+    unsigned char bytes[16];
+    uint64_t seen[17];
+    for (int i = 0; i < 16; i++) bytes[i] = (unsigned char)i;
+    for (size_t n = 0; n <= 16; n++) {
+        struct cfg_sip s = cfg_sip_start(key), t = cfg_sip_start(other);
+        cfg_sip_bytes(&s, bytes, n);
+        cfg_sip_bytes(&t, bytes, n);
+        seen[n] = cfg_sip_end(&s);
+        assert_true(seen[n] != cfg_sip_end(&t));
+        for (size_t i = 0; i < n; i++) assert_true(seen[i] != seen[n]);
+    }
+    struct cfg_sip s = cfg_sip_start(key);
+    cfg_sip_word(&s, 0x0706050403020100u);
+    cfg_sip_word(&s, (uint64_t)8 << 56);
+    assert_true(cfg_sip_end(&s) == seen[8]);
+    assert_true(seen[0] == 0xabac0158050fc4dcu); /* the published vector of the empty input */
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -554,6 +579,7 @@ int main(void)
         cmocka_unit_test(test_log_long),
         cmocka_unit_test(test_log_threads),
         cmocka_unit_test(test_clock),
+        cmocka_unit_test(test_hash),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -117,6 +117,9 @@ static void test_defaults(void **state)
     assert_int_equal(o.max_num_seqs, 64);
     assert_int_equal(o.max_num_batched_tokens, 512);
     assert_int_equal(o.max_queued_requests, 256);
+    assert_int_equal(o.max_queued_tokens, 512 << 10);
+    assert_int_equal(o.queue_timeout, 0);
+    assert_int_equal(o.prefix_caching, CFG_ON);
     assert_int_equal(o.kv_cache_memory, 0);
     assert_int_equal(o.seed, 0);
     cfg_options_free(&o);
@@ -202,7 +205,7 @@ static void test_precedence(void **state)
         check_value(o, LIST(flag, value[0], joined), NULL, value[2]); /* the last one wins */
         tested++;
     }
-    assert_int_equal(tested, 22);
+    assert_int_equal(tested, 25);
 }
 
 static void test_config_flag_over_variable(void **state)

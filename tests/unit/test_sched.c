@@ -320,6 +320,131 @@ static void an_id_in_use_is_refused(void **state)
     harness_close(h);
 }
 
+static void a_queue_of_tokens_is_bounded_too(void **state)
+{
+    (void)state;
+    struct setup set = {.max_seqs = 1,
+                        .max_step_tokens = 64,
+                        .max_queued = 30,
+                        .max_queued_tokens = 20,
+                        .blocks = 64};
+    struct harness *h = harness_ready(&set);
+    hold(h);
+    struct sched_job job =
+        greedy_job(1, some_prompt, 24, 3); /* more than 20, but it need not wait */
+    submit(h, &job);
+    wait_held(h);
+    struct error err = {0};
+    struct sched_job jobs[3] = {greedy_job(2, some_prompt, 7, 3), greedy_job(3, some_prompt, 7, 3),
+                                greedy_job(4, some_prompt, 7, 3)};
+    assert_int_equal(sched_submit_all(h->sched, jobs, 2, &err), CFG_OK);
+    assert_int_equal(stats_of(h).waiting_tokens, 14);
+    assert_int_equal(sched_submit(h->sched, &jobs[2], &err), CFG_EFULL);
+    assert_non_null(strstr(err.message, "prompt tokens are waiting"));
+    jobs[2].n_prompt = 6;
+    submit(h, &jobs[2]);
+    assert_int_equal(stats_of(h).waiting_tokens, 20);
+    let_go(h);
+    until_done(h, 4);
+    assert_int_equal(stats_of(h).waiting_tokens, 0);
+    harness_close(h);
+}
+
+/* One seat: who gets it next shows in the order of the DONE events. */
+static void seats_go_by_priority_and_tenant(void **state)
+{
+    (void)state;
+    struct setup set = {.max_seqs = 1, .max_step_tokens = 64, .max_queued = 9, .blocks = 64};
+    struct harness *h = harness_ready(&set);
+    hold(h);
+    struct sched_job job = greedy_job(1, some_prompt, 8, 3);
+    submit(h, &job);
+    wait_held(h);
+    static const int priority[6] = {0, 0, -1, 5, 5, 5};
+    for (uint64_t i = 0; i < 6; i++) {
+        job = greedy_job(2 + i, some_prompt, 8, 3);
+        job.priority = priority[i];
+        job.tenant = i >= 3 ? 7 : 0;
+        job.weight = i >= 3 ? 2 : 1;
+        submit(h, &job);
+    }
+    let_go(h);
+    uint64_t order[8];
+    size_t n = 0;
+    while (n < 7) {
+        sched_take(h->sched, &h->events);
+        for (size_t i = 0; i < h->events.n; i++)
+            if (h->events.items[i].kind == SCHED_DONE) order[n++] = h->events.items[i].id;
+        if (n < 7) sem_wait(&h->notified);
+    }
+    /* 8 + 3 tokens each. Tenant 0 has 9 when tenant 7 comes, and 11 when job 1 ends; tenant 7's
+     * count half: 14.5 after job 5, when it is 4's turn (22); then 20 and 25.5 after 6 and 7. */
+    static const uint64_t expected[7] = {1, 5, 4, 6, 7, 2, 3};
+    for (int i = 0; i < 7; i++) assert_int_equal(order[i], expected[i]);
+    harness_close(h);
+}
+
+/* ---- time ------------------------------------------------------------------------------------ */
+
+static void a_deadline_ends_what_waits_and_what_runs(void **state)
+{
+    (void)state;
+    struct setup set = {.max_seqs = 1, .max_step_tokens = 64, .max_queued = 9, .blocks = 64};
+    struct harness *h = harness_ready(&set);
+    hold(h);
+    struct sched_job job = greedy_job(1, some_prompt, 8, 200);
+    job.timeout_s = 0.2;
+    submit(h, &job);
+    wait_held(h);
+    job = greedy_job(2, some_prompt, 8, 5);
+    job.timeout_s = 1e-9;
+    submit(h, &job);
+    job = greedy_job(3, some_prompt, 8, 5);
+    job.timeout_s = 1e9;
+    submit(h, &job);
+    job.timeout_s = -1;
+    job.id = 4;
+    assert_int_equal(try_submit(h, &job), CFG_EINVAL);
+    usleep(250000);
+    let_go(h);
+    until_done(h, 3);
+    for (int id = 1; id <= 2; id++) {
+        assert_int_equal(h->answers[id].finish, SCHED_TIMEOUT);
+        assert_non_null(strstr(h->answers[id].message, "timeout"));
+        assert_in_range(h->answers[id].n_tokens, 0, 2 - id);
+    }
+    assert_int_equal(h->answers[3].finish, SCHED_LENGTH);
+    assert_int_equal(h->answers[3].n_tokens, 5);
+    assert_int_equal(stats_of(h).timeouts, 2);
+    assert_all_given_back(h);
+    harness_close(h);
+}
+
+static void the_queue_has_a_deadline_of_its_own(void **state)
+{
+    (void)state;
+    struct setup set = {.max_seqs = 1,
+                        .max_step_tokens = 64,
+                        .max_queued = 9,
+                        .queue_timeout_s = 0.1,
+                        .blocks = 64};
+    struct harness *h = harness_ready(&set);
+    hold(h);
+    struct sched_job job = greedy_job(1, some_prompt, 8, 40);
+    submit(h, &job);
+    wait_held(h);
+    job.id = 2;
+    submit(h, &job);
+    usleep(150000);
+    let_go(h);
+    until_done(h, 2);
+    assert_int_equal(h->answers[1].finish, SCHED_LENGTH); /* it runs: only waiting is limited */
+    assert_int_equal(h->answers[2].finish, SCHED_TIMEOUT);
+    assert_non_null(strstr(h->answers[2].message, "queue"));
+    assert_int_equal(h->answers[2].n_tokens, 0);
+    harness_close(h);
+}
+
 /* ---- cancel, drain, close -------------------------------------------------------------------- */
 
 static void cancels_end_what_runs_and_what_waits(void **state)
@@ -469,6 +594,10 @@ int main(void)
         cmocka_unit_test(impossible_options_are_refused),
         cmocka_unit_test(a_full_queue_refuses_all_or_none),
         cmocka_unit_test(an_id_in_use_is_refused),
+        cmocka_unit_test(a_queue_of_tokens_is_bounded_too),
+        cmocka_unit_test(seats_go_by_priority_and_tenant),
+        cmocka_unit_test(a_deadline_ends_what_waits_and_what_runs),
+        cmocka_unit_test(the_queue_has_a_deadline_of_its_own),
         cmocka_unit_test(cancels_end_what_runs_and_what_waits),
         cmocka_unit_test(cancelled_neighbours_change_nothing),
         cmocka_unit_test(drain_finishes_what_it_has),
