@@ -127,6 +127,8 @@ class Attention(nn.Module):
             k, v = cache[0, :, :, :past + t], cache[1, :, :, :past + t]
         if self.kv_heads != self.heads:
             k, v = (x.repeat_interleave(self.heads // self.kv_heads, 1) for x in (k, v))
+        if mask is None and past and t > 1:     # a chunk after cached tokens sees all of them
+            mask = torch.ones(t, past + t, dtype=torch.bool, device=a.device).tril(past)
         causal = mask is None and t > 1
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=1.0)
         return self.o_proj(y.transpose(1, 2).reshape(b, t, -1))

@@ -6,7 +6,7 @@ The published recipe in miniature: top-2 routing with a training capacity factor
 tuning with the loss on the assistant's words. The learning rate warms up, stays, and falls to zero at the
 end. Every batch follows from the seed, also after resuming from the checkpoint in --work.
 
-    python3 tests/reference/train_demo.py            (CUDA where there is one, else the CPU: about 1.5 hours)
+    python3 tests/reference/train_demo.py            (CUDA where there is one, else two CPU cores: about an hour)
 """
 import argparse
 import json
@@ -166,14 +166,14 @@ def parse():
     parser.add_argument("--out", default="deploy/demo-model", help="folder of the finished model")
     parser.add_argument("--work", default="build/demo-train", help="folder of checkpoint and log")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--decay-steps", type=int, default=1400, help="the last steps, over which the rate falls")
+    parser.add_argument("--steps", type=int, default=2200)
+    parser.add_argument("--decay-steps", type=int, default=1250, help="the last steps, over which the rate falls")
     parser.add_argument("--warmup", type=int, default=60)
     parser.add_argument("--lr", type=float, default=0.015, help="of Muon")
     parser.add_argument("--adam-lr", type=float, default=0.003)
     parser.add_argument("--weight-decay", type=float, default=0.05)
     parser.add_argument("--average", type=float, default=0.99, help="decay of the weight average that is written out")
-    parser.add_argument("--save-every", type=int, default=200, help="steps between checkpoints and probes")
+    parser.add_argument("--save-every", type=int, default=100, help="steps between checkpoints and probes")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--processes", type=int, default=2,
                         help="on a CPU, so many share each step: they wait for each other less often than threads")
