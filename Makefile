@@ -10,7 +10,6 @@ VARIANT ?=
 BUILD   := build$(if $(VARIANT),/$(VARIANT))
 CC      := gcc
 CXX     := g++
-PKGS    := libmicrohttpd libuv libcjson sentencepiece
 WARN    := -Wall -Wextra -Werror -Wshadow -Wconversion
 CFLAGS  ?= -O3 -g
 ALL_CFLAGS   = -std=c11 -D_GNU_SOURCE -I. $(WARN) -Wstrict-prototypes -fno-math-errno -pthread $(CFLAGS) $(SAN) $(ISA)
@@ -109,8 +108,9 @@ run:
 	@$(MAKE) --no-print-directory -j$(JOBS) all
 	build/openmoed --model deploy/demo-model $(ARGS)
 
-# Every suite: unit, golden and integration; the unit suites again under ASan+UBSan and TSan, with
-# the integration tests against the ASan daemon; each fuzz target for FUZZ_SECONDS.
+# Every suite: unit, golden and integration; the unit suites again under ASan+UBSan and TSan; each
+# fuzz target for FUZZ_SECONDS. `make VARIANT=asan check-integration` runs the integration tests
+# against the ASan daemon (likewise tsan); they take several times as long.
 test:
 	@deploy/packages.sh build test
 	@$(MAKE) --no-print-directory -j$(JOBS) all units
@@ -133,7 +133,7 @@ fuzz:
 	@tests/run-fuzz.sh build/fuzz/fuzz $(FUZZ_SECONDS)
 
 check-integration: all build/venv/done
-	build/venv/bin/python -m pytest -q -p no:cacheprovider tests/integration
+	TEST_BINARY=$(CURDIR)/$(BUILD)/openmoed build/venv/bin/python -m pytest -q -p no:cacheprovider tests/integration
 
 build/venv/done: tests/integration/requirements.txt
 	python3 -m venv build/venv
@@ -148,13 +148,13 @@ bench:
 	build/bench/bench_gemm 2
 	build/bench/bench_engine --threads 2 --csv build/bench_engine.csv
 
-C_FILES := $(wildcard $(addsuffix /*.[ch],$(FOLDERS) tests/unit tests/bench tests/load tests/fuzz))
+C_FILES := $(wildcard $(addsuffix /*.[ch],$(FOLDERS) tests/unit tests/bench tests/fuzz tests/load) engine/cpu/*.inc)
 
 lint:
 	@deploy/packages.sh build lint
 	clang-format --dry-run -Werror $(C_FILES)
-	cppcheck -q --std=c11 --enable=warning,portability --inline-suppr --error-exitcode=1 -I. $(filter %.c,$(SRCS))
-	clang-tidy --quiet --warnings-as-errors='*' $(filter %.c,$(SRCS)) -- -std=c11 -D_GNU_SOURCE -I. -mavx512f -mamx-tile -mamx-bf16
+	cppcheck -q --std=c11 --enable=warning,portability --inline-suppr --error-exitcode=1 -I. $(filter %.c,$(SRCS)) server/main.c
+	clang-tidy --quiet --warnings-as-errors='*' $(filter %.c,$(SRCS)) server/main.c -- -std=c11 -D_GNU_SOURCE -I. -mavx512f -mamx-tile -mamx-bf16
 
 format:
 	clang-format -i $(C_FILES)

@@ -54,7 +54,7 @@ enum cfg_log_format { CFG_LOG_TEXT, CFG_LOG_JSON };
  * OPENMOED_* variables and the --config file are all driven by it. */
 struct cfg_options {
     char *model;                /* --model: folder, or a preset's name with --load-format dummy */
-    char *served_model_name;    /* --served-model-name: NULL = last part of --model */
+    char *served_model_name;    /* --served-model-name, or the last part of --model */
     char *host;                 /* --host: address to listen on */
     int port;                   /* --port: 0 = any free port, which is logged */
     enum cfg_device device;     /* --device */

@@ -37,7 +37,7 @@ const struct option cfg_option_table[] = {
     {"port", "N", OPTION_INT, FIELD(port), .initial = "8000", .max = 65535,
      .help = "Port to listen on; 0 takes any free one, and the log says which."},
     {"device", "DEVICE", OPTION_CHOICE, FIELD(device), .initial = "auto", .choices = devices,
-     .help = "Where the model runs; auto takes a GPU where there is one."},
+     .help = "Where the model runs; auto takes a GPU where there is one and the build supports it."},
     {"dtype", "TYPE", OPTION_CHOICE, FIELD(dtype), .initial = "auto", .choices = dtypes,
      .help = "Type of weights, keys and values; auto takes bf16 for a bf16 checkpoint, else f32."},
     {"max-model-len", "N", OPTION_INT, FIELD(max_model_len), .initial = "0", .max = MANY,

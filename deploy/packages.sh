@@ -8,6 +8,9 @@ set -eu
 here=$(dirname "$0")
 list=no
 if [ "${1:-}" = --list ]; then list=yes; shift; fi
+for group in "$@"; do
+    grep -q "^$group " "$here/packages.txt" || { echo "packages.sh: no group \"$group\"" >&2; exit 2; }
+done
 names=$(for group in "$@"; do awk -v g="$group" '$1 == g { print $2 }' "$here/packages.txt"; done)
 if [ "$list" = yes ]; then echo $names; exit 0; fi
 missing=
@@ -16,7 +19,8 @@ for name in $names; do
 done
 [ -n "$missing" ] || exit 0
 if [ "$(id -u)" = 0 ]; then run=
-elif command -v sudo >/dev/null 2>&1 && sudo -n true 2>/dev/null; then run=sudo
+elif command -v sudo >/dev/null 2>&1 && { sudo -n true 2>/dev/null || [ -t 0 ]; }; then
+    run="sudo env DEBIAN_FRONTEND=noninteractive"
 else
     echo "openmoed needs these Debian packages, and this user can't install them (neither root nor sudo):" >&2
     echo "  apt-get install$missing" >&2

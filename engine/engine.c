@@ -47,16 +47,27 @@ const struct engine_tokenizer *engine_tokenizer(const struct engine *e)
 /* ---- open
  * ------------------------------------------------------------------------------------------- */
 
-/* Older files carry tensors nobody needs (rotary tables, say): said once, not an error. */
-static void report_unused(const struct engine *e)
+/* Older files carry tensors nobody needs (rotary tables, say): said once, not an error. But a layer
+ * beyond those of config.json means that the two do not belong together. */
+static int report_unused(const struct engine *e, struct error *err)
 {
     size_t used = 0;
+    for (size_t i = 0; i < checkpoint_count(e->checkpoint); i++) {
+        const struct tensor *t = checkpoint_at(e->checkpoint, i);
+        int layer;
+        if (sscanf(t->name, "model.layers.%d.", &layer) == 1 && layer >= e->model.cfg.layers)
+            return cfg_fail(
+                err, CFG_EINVAL,
+                "%s: tensor \"%s\" is of a layer that config.json does not have (%d layers)",
+                t->file, t->name, e->model.cfg.layers);
+    }
     for (size_t i = 0; i < e->slots.n; i++)
         used += e->slots.items[i].last_use || e->slots.items[i].kind == SLOT_TABLE;
     if (used < checkpoint_count(e->checkpoint))
         cfg_log(CFG_LOG_INFO,
                 "%zu tensors of the checkpoint are not part of the model and stay unread",
                 checkpoint_count(e->checkpoint) - used);
+    return CFG_OK;
 }
 
 /* Everything that is wrong in a folder is said with the folder's name before it. */
@@ -66,9 +77,13 @@ static int read_folder(struct engine *e, struct hfconfig *cfg, struct error *err
     if (rc == CFG_OK) rc = checkpoint_open(&e->checkpoint, e->opt.model, err);
     if (rc == CFG_OK) rc = model_init(&e->model, cfg, err);
     if (rc == CFG_OK) rc = weights_bind(&e->slots, &e->model, e->checkpoint, 0, err);
+    if (rc == CFG_OK) rc = report_unused(e, err);
     if (rc == CFG_OK) rc = tokenizer_open(&e->tokenizer, e->opt.model, cfg->vocab, err);
     if (rc != CFG_OK) return cfg_fail(err, rc, "%.120s: %.380s", e->opt.model, err->message);
-    report_unused(e);
+    if (!e->tokenizer)
+        cfg_log(CFG_LOG_WARN,
+                "%s has no spiece.model: only /v1/completions with token ids can be served",
+                e->opt.model);
     return CFG_OK;
 }
 
@@ -90,7 +105,17 @@ static int read_model(struct engine *e, struct error *err)
     return rc == CFG_OK ? weights_bind(&e->slots, &e->model, NULL, e->opt.dummy_seed, err) : rc;
 }
 
-/* Bytes that can be had without pushing others out: /proc/meminfo, where there is one. */
+static size_t read_size(const char *path)
+{
+    size_t n = SIZE_MAX; /* no such file, or the word "max" */
+    FILE *f = fopen(path, "r");
+    if (f && fscanf(f, "%zu", &n) != 1) n = SIZE_MAX;
+    if (f) fclose(f);
+    return n;
+}
+
+/* Bytes that can be had without pushing others out: what the machine has, or the container's limit.
+ */
 static size_t available_memory(void)
 {
     size_t available = (size_t)1 << 30, kb;
@@ -99,7 +124,11 @@ static size_t available_memory(void)
     while (f && fgets(line, sizeof line, f))
         if (sscanf(line, "MemAvailable: %zu kB", &kb) == 1) available = kb * 1024;
     if (f) fclose(f);
-    return available;
+    const size_t limit = read_size("/sys/fs/cgroup/memory.max");
+    const size_t used = read_size("/sys/fs/cgroup/memory.current");
+    if (limit == SIZE_MAX || used == SIZE_MAX) return available;
+    const size_t left = limit > used ? limit - used : 0;
+    return left < available ? left : available;
 }
 
 /* The weights without the embedding, which stays in the mapped file. */
@@ -120,15 +149,32 @@ static size_t automatic_kv_bytes(const struct engine *e, size_t block_bytes)
     return quarter < least ? least : quarter < most ? quarter : most;
 }
 
+/* Rows of a step in the model and, per pick, in the experts: model_alloc and the backend's scratch.
+ */
+static size_t activation_bytes(const struct engine *e)
+{
+    const struct engine_info *i = &e->info;
+    const size_t rows = (size_t)e->opt.max_step_tokens, picks = rows * (size_t)i->topk;
+    const size_t hidden = (size_t)i->hidden, inner = (size_t)i->inner;
+    const size_t heads = (size_t)(2 * (i->heads + i->kv_heads)) * (size_t)i->head_dim;
+    const size_t widest = inner > hidden ? inner : hidden;
+    return sizeof(float) *
+           (rows * (3 * hidden + heads + 3 * inner) + picks * (hidden + 3 * inner + widest) +
+            HEAD_ROWS * ((size_t)i->vocab + 2 * hidden));
+}
+
 /* Better a refusal now than the kernel's out-of-memory killer in the middle of the load. */
 static int check_memory(const struct engine *e, struct error *err)
 {
-    const size_t weights = resident_weights(e), available = available_memory();
-    if (weights + e->info.kv_bytes <= available) return CFG_OK;
-    return cfg_fail(err, CFG_ENOMEM,
-                    "the model needs %.1f GB for weights and %.1f GB for keys and values, %.1f GB "
-                    "of memory are available",
-                    (double)weights / 1e9, (double)e->info.kv_bytes / 1e9, (double)available / 1e9);
+    const size_t weights = resident_weights(e), activations = activation_bytes(e);
+    const size_t available = available_memory();
+    if (weights + e->info.kv_bytes + activations <= available) return CFG_OK;
+    return cfg_fail(
+        err, CFG_ENOMEM,
+        "the model needs %.1f GB for weights, %.1f GB for keys and values and %.1f GB for "
+        "activations; %.1f GB of memory are available",
+        (double)weights / 1e9, (double)e->info.kv_bytes / 1e9, (double)activations / 1e9,
+        (double)available / 1e9);
 }
 
 static int fill_info(struct engine *e, struct error *err)
@@ -189,17 +235,18 @@ static int open_backend(struct engine *e, struct error *err)
     const struct hfconfig *c = &e->model.cfg;
     if (e->opt.device == CFG_DEVICE_CUDA)
         return cfg_fail(err, CFG_EUNSUPPORTED, "--device cuda: this build has no CUDA backend");
-    const struct backend_options bo = {.isa = e->opt.cpu_isa ? e->opt.cpu_isa : "auto",
-                                       .threads = e->opt.threads,
-                                       .bf16 = e->info.bf16,
-                                       .max_rows = e->opt.max_step_tokens,
-                                       .hidden = c->hidden,
-                                       .inner = c->inner,
-                                       .experts = c->experts,
-                                       .topk = c->topk,
-                                       .heads = c->heads,
-                                       .head_dim = c->head_dim,
-                                       .context = e->info.context};
+    const struct backend_options bo = {
+        .isa = e->opt.cpu_isa ? e->opt.cpu_isa : "auto",
+        .threads = e->opt.threads,
+        .bf16 = e->info.bf16,
+        .max_rows = e->opt.max_step_tokens > HEAD_ROWS ? e->opt.max_step_tokens : HEAD_ROWS,
+        .hidden = c->hidden,
+        .inner = c->inner,
+        .experts = c->experts,
+        .topk = c->topk,
+        .heads = c->heads,
+        .head_dim = c->head_dim,
+        .context = e->info.context};
     int rc = strcmp(bo.isa, "reference") == 0
                  ? cpu_reference_open(&e->model.ops, &e->model.be, &bo, err)
                  : cpu_open(&e->model.ops, &e->model.be, &bo, err);

@@ -246,7 +246,7 @@ static void preempt(struct runner *r, int at)
     plan_return(&r->queue, &q->job);
     r->n_running--;
     memmove(&r->running[at], &r->running[at + 1],
-            (size_t)(r->n_running - at) * sizeof(r->running[0]));
+            (size_t)(r->n_running - at) * sizeof(struct seq *));
     r->stats.preemptions++;
 }
 

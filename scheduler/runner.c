@@ -55,11 +55,11 @@ int runner_init(struct runner *r, struct engine *e, const struct sched_options *
     if (rc) return rc;
     size_t seqs = (size_t)opt->max_seqs;
     r->limits = (struct plan_limits){opt->max_seqs, opt->max_step_tokens, 0};
-    r->running = calloc(seqs, sizeof(r->running[0]));
-    r->jobs = calloc(seqs, sizeof(r->jobs[0]));
+    r->running = calloc(seqs, sizeof(struct seq *));
+    r->jobs = calloc(seqs, sizeof(struct plan_job *));
     r->plan = calloc(seqs, sizeof(r->plan[0]));
     r->rows = calloc(seqs, sizeof(r->rows[0]));
-    r->stepping = calloc(seqs, sizeof(r->stepping[0]));
+    r->stepping = calloc(seqs, sizeof(struct seq *));
     r->sampled = calloc(seqs, sizeof(r->sampled[0]));
     r->scored = calloc((size_t)opt->max_step_tokens, sizeof(r->scored[0]));
     if (!r->running || !r->jobs || !r->plan || !r->rows || !r->stepping || !r->sampled ||

@@ -168,6 +168,7 @@ static int start_thread(struct sched *s, struct error *err)
 {
     sigset_t all, old;
     sigfillset(&all);
+    sigdelset(&all, SIGBUS); /* a lost page of the model is this thread's own */
     pthread_sigmask(SIG_SETMASK, &all, &old);
     int rc = pthread_create(&s->thread, NULL, engine_main, s);
     pthread_sigmask(SIG_SETMASK, &old, NULL);

@@ -200,6 +200,28 @@ static void take_event(struct request *r, const struct sched_event *ev)
     if (api_finished(r->api)) finish_generation(r);
 }
 
+void generate_expire(struct server *s)
+{
+    struct api_error err = {0};
+    (void)!api_fail(&err, 503, NULL, NULL, "The server shut down before the answer was finished.");
+    for (struct request *r = s->requests; r != NULL; r = r->next) {
+        if (!r->accepted || r->counted || r->gone) continue;
+        fail_generation(r, &err);
+        request_resume(r);
+    }
+}
+
+/* Only what was unread before these events counts against the client: one step may end many
+ * choices at once, whose log-probabilities alone are more than the bound. */
+static void wake_list_add(struct request **dirty, struct request *r)
+{
+    if (r->dirty) return;
+    r->behind = r->out.len - r->out_sent > HTTP_MAX_OUTPUT;
+    r->dirty = true;
+    r->next_dirty = *dirty;
+    *dirty = r;
+}
+
 void generate_deliver(struct server *s)
 {
     struct request *dirty = NULL;
@@ -208,17 +230,15 @@ void generate_deliver(struct server *s)
         const struct sched_event *ev = &s->events.items[i];
         struct request *r = jobs_find(&s->jobs, ev->id);
         if (r == NULL) continue;
+        wake_list_add(&dirty, r);
         take_event(r, ev);
-        if (r->dirty) continue;
-        r->dirty = true;
-        r->next_dirty = dirty;
-        dirty = r;
     }
     /* Nothing is freed before the caller's pump: the list stays valid. */
     for (struct request *r = dirty; r != NULL; r = r->next_dirty) {
         r->dirty = false;
-        if (r->out.failed || r->out.len - r->out_sent > HTTP_MAX_OUTPUT) {
-            cfg_log(CFG_LOG_WARN, "request=%s: the client does not read, giving it up", r->id);
+        if (r->out.failed || (r->behind && !r->stream_ended)) {
+            cfg_log(CFG_LOG_WARN, "request=%s: %s, giving it up", r->id,
+                    r->out.failed ? "no memory for its answer" : "the client does not read");
             request_abort(r);
         } else if (r->phase == REQUEST_READY || r->stream_ended || r->out.len > r->out_sent) {
             if (r->phase != REQUEST_WAITING) request_resume(r);

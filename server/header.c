@@ -47,6 +47,7 @@ void header_add(struct header *h, const char *name, const char *value)
     } else if (strcasecmp(name, "Content-Type") == 0) {
         if (h->n_types++ > 0 || !is_json(value)) h->other_type = true;
     } else if (strcasecmp(name, "Authorization") == 0) {
+        h->n_authorizations++;
         h->authorization = value;
     } else if (strcasecmp(name, "Expect") == 0) {
         h->expects = true;
@@ -64,6 +65,8 @@ int header_check(const struct header *h, const char *version, struct api_error *
         return api_fail(err, 400, NULL, NULL, "Content-Length beside Transfer-Encoding.");
     if (h->n_codings > 1 || (h->n_codings == 1 && (old || strcasecmp(h->coding, "chunked") != 0)))
         return api_fail(err, 400, NULL, NULL, "The only transfer coding accepted is chunked.");
+    if (h->n_authorizations > 1)
+        return api_fail(err, 400, NULL, NULL, "More than one Authorization header.");
     if (h->n_hosts > 1 || (h->n_hosts == 0 && !old))
         return api_fail(err, 400, NULL, NULL, "Exactly one Host header is needed.");
     /* A name or an address, perhaps a port: nothing that could end the authority of a URL. */

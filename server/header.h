@@ -12,6 +12,7 @@ struct header {
     bool other_type; /* Content-Type is there and is not application/json */
     bool expects;    /* Expect: the sender waits for our word before it sends the body */
     int n_lengths, n_codings, n_hosts, n_types;
+    int n_authorizations;
     const char *length_text, *coding, *host, *authorization; /* NULL: not there */
     unsigned long long length; /* of the body, saturated; 0 when not given */
 };

@@ -25,7 +25,7 @@ enum {
     HTTP_BODY_RATE = 8192,          /* ... so many bytes of it */
     HTTP_INLINE_BODY = 64 * 1024,   /* larger bodies are parsed on a worker */
     HTTP_SWALLOW = 8 * 1024 * 1024, /* of a chunked body past the limit, before we hang up */
-    HTTP_MAX_OUTPUT = 1024 * 1024,  /* unread bytes of a stream, before we hang up */
+    HTTP_MAX_OUTPUT = 1024 * 1024,  /* of a stream, unread since its last events: we hang up */
     HTTP_MAX_BUFFERED = 256 * 1024 * 1024, /* bytes of bodies, all requests together */
     HTTP_MAX_CHOICES = 128,
 };
@@ -86,7 +86,8 @@ struct request {
     size_t out_sent;
     double unsent_since; /* engine time of the oldest token in out */
     size_t unsent_tokens;
-    bool dirty; /* on the server's list of requests to wake */
+    bool behind; /* too much was unread when the latest events came */
+    bool dirty;  /* on the server's list of requests to wake */
     struct request *next_dirty;
 
     uv_poll_t watch; /* for the client's disconnect */
@@ -183,6 +184,8 @@ void generate_parse_completion(struct request *r);
 void generate_start(struct request *r, const char *url);
 /* Takes the scheduler's events and wakes the requests they belong to. */
 void generate_deliver(struct server *s);
+/* Ends every answer that still runs with an error. The caller pumps. */
+void generate_expire(struct server *s);
 /* Cancels what still runs for r and settles its outcome. */
 void generate_end(struct request *r);
 

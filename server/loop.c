@@ -144,21 +144,13 @@ static int init_handles(struct server *s)
     return 0;
 }
 
-static const char *last_part(const char *path)
-{
-    size_t n = strlen(path);
-    while (n > 1 && path[n - 1] == '/') n--;
-    const char *end = memrchr(path, '/', n);
-    return end != NULL && n > 1 ? end + 1 : path;
-}
-
 static void init_env(struct server *s, const struct cfg_options *opt, struct engine *engine)
 {
     const int cap = opt->max_queued_requests;
     s->env = (struct api_env){
         .info = engine_info(engine),
         .tokenizer = engine_tokenizer(engine),
-        .model_name = opt->served_model_name ? opt->served_model_name : last_part(opt->model),
+        .model_name = opt->served_model_name,
         .created = (int64_t)time(NULL),
         .seed = opt->seed,
         .max_choices = cap > 0 && cap < HTTP_MAX_CHOICES ? cap : HTTP_MAX_CHOICES,
@@ -271,6 +263,7 @@ static void stop_http(struct server *s)
 {
     if (s->mhd == NULL) return;
     (void)MHD_quiesce_daemon(s->mhd);
+    generate_expire(s);
     server_pump(s);
     for (struct request *r = s->requests; r != NULL; r = r->next) request_abort(r);
     for (int i = 0; i < 8 && s->requests != NULL; i++) server_pump(s);

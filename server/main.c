@@ -35,6 +35,14 @@ static int run(const struct cfg_options *opt, struct engine *engine, struct erro
     return rc;
 }
 
+/* The model's files stay mapped: one that is cut while it is in use takes its pages with it. */
+static void on_lost_page(int signum)
+{
+    static const char text[] = "openmoed: a file of the model was cut or can't be read any more\n";
+    (void)signum;
+    _exit(write(STDERR_FILENO, text, sizeof text - 1) < 0 ? 2 : 1);
+}
+
 int main(int argc, char **argv)
 {
     struct cfg_options opt;
@@ -42,6 +50,7 @@ int main(int argc, char **argv)
     struct error err = {0};
 
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGBUS, on_lost_page);
     int rc = cfg_options_parse(&opt, argc, argv, environ, &err);
     if (rc == CFG_PARSE_EXIT) return 0;
     if (rc != CFG_PARSE_RUN) {

@@ -209,7 +209,7 @@ static void fast_sample(void *be, float *logits, int vocab, const struct op_samp
 /* ---- attention
  * ------------------------------------------------------------------------------------------- */
 
-static int rope_tables(struct fast *f, const struct op_attention *a)
+static void rope_tables(struct fast *f, const struct op_attention *a)
 {
     const int half = a->head_dim / 2;
     f->rope_dim = a->head_dim;
@@ -218,11 +218,11 @@ static int rope_tables(struct fast *f, const struct op_attention *a)
         /* as published: frequencies and angles in FP32 */
         const float frequency = (float)pow((double)a->rope_theta, -2.0 * d / a->head_dim);
         for (int p = 0; p < f->context; p++) {
-            f->cosines[p * half + d] = cosf((float)p * frequency);
-            f->sines[p * half + d] = sinf((float)p * frequency);
+            const size_t at = (size_t)p * (size_t)half + (size_t)d;
+            f->cosines[at] = cosf((float)p * frequency);
+            f->sines[at] = sinf((float)p * frequency);
         }
     }
-    return half;
 }
 
 /* Pairs are (d, d + head_dim/2). */

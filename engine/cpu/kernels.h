@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // kernels.h (private to engine/cpu/): the inner loops of the fast backend, one table per
-// instruction set. kernels_body.h holds the one source; kernels_*.c compile it.
+// instruction set. kernels_body.inc holds the one source; kernels_*.c compile it.
 //
 // Weight layout ("panels"). A matrix of N outputs and K inputs is cut into panels of `panel`
 // outputs; a panel is one contiguous run, so that a step streams memory in long sequential reads:

@@ -19,7 +19,7 @@
 #define NV            4
 #define FAMILY_CUSTOM 1
 
-#include "engine/cpu/kernels_body.h"
+#include "engine/cpu/kernels_body.inc"
 
 #define TILE_ROWS 16
 #define TILE_K    32 /* BF16 inputs of one tile row */

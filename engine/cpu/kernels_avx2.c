@@ -15,5 +15,5 @@ static bool has_avx2(void)
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 }
 
-#include "engine/cpu/kernels_body.h"
+#include "engine/cpu/kernels_body.inc"
 #endif

@@ -17,5 +17,5 @@ static bool has_avx512(void)
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 
-#include "engine/cpu/kernels_body.h"
+#include "engine/cpu/kernels_body.inc"
 #endif

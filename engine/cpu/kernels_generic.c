@@ -15,7 +15,7 @@ static bool always(void)
     return true;
 }
 
-#include "engine/cpu/kernels_body.h"
+#include "engine/cpu/kernels_body.inc"
 
 const struct kernels *kernels_find(const char *name)
 {

@@ -385,6 +385,17 @@ def test_a_reader_that_stops_reading_is_given_up(start):
     assert daemon.metric("openmoed_generated_tokens_total") < 128 * 900
 
 
+def test_a_reader_that_reads_is_not_given_up(daemon):
+    """Prompts that end in one step: their log-probabilities are more than the bound at once."""
+    body = {**LONG, "prompt": [5] * 900, "n": 10, "echo": True, "logprobs": 5, "max_tokens": 1}
+    conn = daemon.connection(600)
+    conn.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+    answer = events(conn.getresponse())
+    assert sum(map(len, answer)) > 1 << 20
+    assert answer[-1] == "[DONE]"
+    conn.close()
+
+
 def test_full_queue(start):
     daemon = start("--max-num-seqs", "1", "--max-queued-requests", "1")
     first = open_stream(daemon)
@@ -458,16 +469,18 @@ def test_drain_with_nothing_to_do(start):
 def test_drain_cut_short(start, how):
     daemon = start("--drain-timeout", "0" if how == "timeout" else "600")
     conn, answer = open_stream(daemon, {**LONG, "n": 16})
+    waiting = daemon.connection()
+    waiting.request("POST", "/v1/completions", json.dumps({**LONG, "n": 16, "stream": False}),
+                    {"Content-Type": "application/json"})
+    eventually(lambda: daemon.metric("openmoed_requests_running") == 32)
     daemon.signal(signal.SIGTERM)
     if how == "second signal":
         eventually(lambda: daemon.get("/health")[0] == 503)
         daemon.signal(signal.SIGTERM)
     assert daemon.wait() == 0
-    try:
-        rest = answer.read()
-    except http.client.IncompleteRead as cut:
-        rest = cut.partial
-    except OSError:
-        rest = b""
-    assert b"[DONE]" not in rest
+    assert json.loads(events(answer)[-1])["error"]["type"] == "server_error"
+    refused = waiting.getresponse()
+    assert refused.status == 503
+    error_of(refused.read())
     conn.close()
+    waiting.close()

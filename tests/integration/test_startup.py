@@ -295,6 +295,7 @@ def test_a_pickle_that_calls_is_refused_by_name(folder):
     (lambda c: c.update(num_hidden_layers=10**9), "num_hidden_layers"),
     (lambda c: c.update(vocab_size=513), "embed_tokens"),
     (lambda c: c.update(num_hidden_layers=5), "model.layers.4"),
+    (lambda c: c.update(num_hidden_layers=3), "model.layers.3"),
     (lambda c: c.update(router_topk=9), "topk"),
     (lambda c: c.update(head_dim=15), "head_dim"),
     (lambda c: c.update(num_key_value_heads=4), "key_value"),
@@ -308,6 +309,17 @@ def test_bad_config_of_a_model(folder, change, named):
     change(config)
     path.write_text(json.dumps(config))
     assert named in refused("--model", model)
+
+
+def test_weights_cut_while_they_are_served(folder, start):
+    model = folder()
+    daemon = start(model=str(model))
+    os.truncate(model / "model.safetensors", 100)
+    ids = {"model": daemon.model, "prompt": list(range(2, 500, 20)), "max_tokens": 1}
+    with pytest.raises(OSError):
+        daemon.request("POST", "/v1/completions", ids)
+    assert daemon.wait() == 1
+    assert "a file of the model was cut" in daemon.log
 
 
 def test_no_model(folder, tmp_path):

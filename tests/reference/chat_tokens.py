@@ -25,7 +25,8 @@ def train_tokenizer(path, seed, dialogue_count=12000):
     stream = dialogues.training(seed)
     lines = [f"<<SYS>> {dialogues.DEFAULT_SYSTEM} <</SYS>>"] * 200
     # every printable character alone, so that no ordinary text falls back to bytes
-    lines += [" ".join(string.printable.strip() + "äöüßàâçéèêëîïôùûñáíóúãõåøæœčšžćğışłńśźż¿¡€°£§…–’“”«»")] * 20
+    lines += [" ".join(string.printable.strip() +
+                       "äöüßàâçéèêëîïôùûñáíóúãõåøæœčšžćğışłńśźż¿¡€°£§…–’“”«»")] * 20
     for _ in range(dialogue_count):
         one = next(stream)
         for user, reply in zip(one[1::2], one[2::2]):

@@ -158,7 +158,7 @@ def _tell_two(rng, facts, lower):
 
 def ask(rng, facts):
     """A turn that asks for a fact: mostly one that was told, sometimes one that was not."""
-    if facts and rng.random() < 0.88:
+    if facts and rng.random() < 0.8:
         key = rng.choice(list(facts))
     else:
         key = _draw_key(rng)

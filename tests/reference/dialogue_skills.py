@@ -96,7 +96,7 @@ def spell(rng, state):
     w = _word(rng, state)
     template = rng.choice((
         "Spell the word {w}.", "Spell {w}.", "How do you spell {w}?", "Can you spell {w}?", "Please spell {w}.",
-        "Spell \"{w}\".", "How is {w} spelled?", "Which letters are in {w}?"))
+        "How is {w} spelled?", "Which letters are in {w}?"))
     return template, {"w": w}, f"{w}: {_letters(w)}.", _letters(w)
 
 

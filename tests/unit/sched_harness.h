@@ -68,6 +68,7 @@ struct setup {
     enum cfg_capacity capacity;
     int max_seqs, max_step_tokens, max_queued, blocks;
     int capacity_length;
+    int threads; /* 0 = 2 */
     size_t max_queued_tokens;
     double queue_timeout_s;
     bool prefix_caching;
@@ -86,7 +87,7 @@ static inline struct harness *harness_open(const struct setup *set)
     struct engine_options eo = {.model = TINY,
                                 .device = CFG_DEVICE_CPU,
                                 .cpu_isa = "auto",
-                                .threads = 2,
+                                .threads = set->threads ? set->threads : 2,
                                 .capacity = set->capacity,
                                 .capacity_length = set->capacity_length,
                                 .block_size = BLOCK_SIZE,

@@ -56,6 +56,7 @@ static void doubtful_messages_are_refused(void **state)
     static const struct line bad[][4] = {
         {{"X", "no host"}},
         {{"Host", "a"}, {"Host", "a"}},
+        {{"Host", "a"}, {"Authorization", "Bearer a"}, {"Authorization", "Bearer b"}},
         {{"Host", "a/b"}},
         {{"Host", "user@a"}},
         {{"Host", "a b"}},
