@@ -440,9 +440,10 @@ static void test_chunk_refused(void **state)
 /* args: separated by blanks, after the two that are required. */
 static int parse(struct load_options *opt, const char *args, struct error *err)
 {
-    static char copy[256];
-    char *argv[32] = {(char[]){"chatload"}, (char[]){"--url"}, (char[]){"http://h"},
-                      (char[]){"--model=m"}};
+    /* options borrow their texts, so these outlive the call */
+    static char copy[256], name[] = "chatload", flag[] = "--url", url[] = "http://h";
+    static char model[] = "--model=m";
+    char *argv[32] = {name, flag, url, model};
     int argc = 4;
     snprintf(copy, sizeof copy, "%s", args);
     for (char *s = strtok(copy, " "); s; s = strtok(NULL, " ")) argv[argc++] = s;
