@@ -80,10 +80,6 @@ static int read_folder(struct engine *e, struct hfconfig *cfg, struct error *err
     if (rc == CFG_OK) rc = report_unused(e, err);
     if (rc == CFG_OK) rc = tokenizer_open(&e->tokenizer, e->opt.model, cfg->vocab, err);
     if (rc != CFG_OK) return cfg_fail(err, rc, "%.120s: %.380s", e->opt.model, err->message);
-    if (!e->tokenizer)
-        cfg_log(CFG_LOG_WARN,
-                "%s has no spiece.model: only /v1/completions with token ids can be served",
-                e->opt.model);
     return CFG_OK;
 }
 
@@ -299,6 +295,10 @@ int engine_open(struct engine **out, const struct engine_options *opt, struct er
 int engine_load(struct engine *e, const volatile bool *stop, struct error *err)
 {
     const struct engine_info *i = &e->info;
+    if (!e->tokenizer)
+        cfg_log(CFG_LOG_WARN,
+                "%s has no spiece.model: only /v1/completions with token ids can be served",
+                e->opt.model);
     int rc = weights_load(&e->slots, &e->model, stop, err);
     if (rc != CFG_OK) return rc;
     rc = e->model.ops->kv_new(e->model.be, i->layers, i->kv_heads, i->head_dim, i->n_blocks,
