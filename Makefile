@@ -147,6 +147,8 @@ bench:
 	@$(MAKE) --no-print-directory -j$(JOBS) benches
 	build/bench/bench_gemm 2
 	build/bench/bench_engine --threads 2 --csv build/bench_engine.csv
+	build/bench/bench_sched 2000
+	build/bench/bench_kvcache
 
 C_FILES := $(wildcard $(addsuffix /*.[ch],$(FOLDERS) tests/unit tests/bench tests/fuzz tests/load) engine/cpu/*.inc)
 
