@@ -169,7 +169,7 @@ def parse():
     parser.add_argument("--out", default="deploy/demo-model", help="folder of the finished model")
     parser.add_argument("--work", default="build/demo-train", help="folder of checkpoint and log")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=2100)
+    parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--decay-steps", type=int, default=1100, help="the last steps, over which the rate falls")
     parser.add_argument("--warmup", type=int, default=60)
     parser.add_argument("--lr", type=float, default=0.015, help="of Muon")
