@@ -91,8 +91,7 @@ int cfg_options_parse(struct cfg_options *opt, int argc, char *const *argv, char
                       struct error *err) CFG_WARN_UNUSED;
 void cfg_options_free(struct cfg_options *opt);
 
-/* ---- model presets (--load-format dummy) --------------------------------------------------------
- */
+/* ---- model presets (--load-format dummy) ----------------------------------------------------- */
 
 /* The shape of one member of the family; source: the published config.json files. */
 struct cfg_preset {
@@ -102,8 +101,7 @@ struct cfg_preset {
 };
 const struct cfg_preset *cfg_preset_find(const char *name); /* NULL when there is none */
 
-/* ---- log (stderr; any thread)
- * -------------------------------------------------------------------- */
+/* ---- log (stderr; any thread) ---------------------------------------------------------------- */
 
 void cfg_log_setup(enum cfg_log_level level, enum cfg_log_format format);
 bool cfg_log_enabled(enum cfg_log_level level);
@@ -111,8 +109,7 @@ bool cfg_log_enabled(enum cfg_log_level level);
  * Control characters in the message are escaped, so that input can't forge a line. */
 void cfg_log(enum cfg_log_level level, const char *fmt, ...) CFG_PRINTF(2, 3);
 
-/* ---- arena: memory that dies together
- * ------------------------------------------------------------ */
+/* ---- arena: memory that dies together -------------------------------------------------------- */
 
 /* A bump allocator with a cap, for one request. Not thread-safe; owned by one thread at a time. */
 struct cfg_arena;
@@ -124,8 +121,7 @@ void *cfg_arena_alloc(struct cfg_arena *a, size_t bytes);
 char *cfg_arena_strndup(struct cfg_arena *a, const char *s, size_t n);
 size_t cfg_arena_used(const struct cfg_arena *a);
 
-/* ---- growing byte buffer
- * --------------------------------------------------------------------------- */
+/* ---- growing byte buffer --------------------------------------------------------------------- */
 
 /* Start with zeroes. After a failed append `failed` stays set and further appends do nothing, so
  * that a whole rendering needs one check at its end. data is NUL-terminated once anything was
@@ -142,8 +138,7 @@ void cfg_buf_printf(struct cfg_buf *b, const char *fmt, ...) CFG_PRINTF(2, 3);
 void cfg_buf_json_string(struct cfg_buf *b, const char *s, size_t n);
 void cfg_buf_free(struct cfg_buf *b);
 
-/* ---- strict JSON
- * -------------------------------------------------------------------------------------- */
+/* ---- strict JSON ----------------------------------------------------------------------------- */
 
 struct cJSON;
 struct cfg_json_limits {
@@ -157,8 +152,7 @@ struct cfg_json_limits {
 int cfg_json_parse(struct cJSON **out, const char *text, size_t n,
                    const struct cfg_json_limits *limits, struct error *err) CFG_WARN_UNUSED;
 
-/* ---- keyed hash
- * ---------------------------------------------------------------------------------- */
+/* ---- keyed hash ------------------------------------------------------------------------------ */
 
 /* SipHash-1-3 (Aumasson and Bernstein), for tables and salts whose keys callers choose: start with
  * a secret, add words, end. */
@@ -171,8 +165,7 @@ uint64_t cfg_sip_end(struct cfg_sip *s);
 /* n bytes and their number. */
 void cfg_sip_bytes(struct cfg_sip *s, const void *data, size_t n);
 
-/* ---- files and text
- * ------------------------------------------------------------------------------------- */
+/* ---- files and text -------------------------------------------------------------------------- */
 
 /* Whole small file into a malloc'd NUL-terminated buffer; refuses files over max_bytes. */
 int cfg_read_file(const char *path, size_t max_bytes, char **data, size_t *n,

@@ -44,8 +44,7 @@ const struct tensor *checkpoint_at(const struct checkpoint *c, size_t i); /* in 
 void checkpoint_will_need(const struct tensor *t);
 void checkpoint_done_with(const struct tensor *t);
 
-/* ---- for the readers of one format (safetensors.c, torchbin.c) and their fuzz targets
- * ------------ */
+/* ---- for the readers of one format (safetensors.c, torchbin.c) and their fuzz targets -------- */
 
 /* A growing list of tensors; names are copied into it. */
 struct tensor_list {

@@ -38,8 +38,7 @@ struct engine_detok {
     size_t released;
 };
 
-/* ---- life
- * ---------------------------------------------------------------------------------------- */
+/* ---- life ------------------------------------------------------------------------------------ */
 
 static int add_pattern(struct engine_detok *d, const char *text, int index, struct error *err)
 {
@@ -105,8 +104,7 @@ int engine_detok_matched(const struct engine_detok *d)
     return d->matched;
 }
 
-/* ---- the three stations
- * -------------------------------------------------------------------------- */
+/* ---- the three stations ---------------------------------------------------------------------- */
 
 static void match_byte(struct engine_detok *d, char c)
 {

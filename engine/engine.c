@@ -44,8 +44,7 @@ const struct engine_tokenizer *engine_tokenizer(const struct engine *e)
     return e->tokenizer;
 }
 
-/* ---- open
- * ------------------------------------------------------------------------------------------- */
+/* ---- open ------------------------------------------------------------------------------------ */
 
 /* Older files carry tensors nobody needs (rotary tables, say): said once, not an error. But a layer
  * beyond those of config.json means that the two do not belong together. */
@@ -326,9 +325,7 @@ void engine_close(struct engine *e)
     free(e);
 }
 
-/* ---- step
- * ------------------------------------------------------------------------------------------------
- */
+/* ---- step ------------------------------------------------------------------------------------ */
 
 static int check_rows(const struct engine *e, const struct engine_rows *rows, int n_rows,
                       struct error *err)

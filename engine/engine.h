@@ -64,8 +64,7 @@ int engine_load(struct engine *e, const volatile bool *stop, struct error *err) 
 void engine_close(struct engine *e); /* e may be NULL */
 const struct engine_info *engine_info(const struct engine *e);
 
-/* ---- sampling
- * ------------------------------------------------------------------------------------ */
+/* ---- sampling -------------------------------------------------------------------------------- */
 
 #define ENGINE_MAX_TOP 20
 
@@ -115,8 +114,7 @@ struct engine_result {
     struct engine_top top[ENGINE_MAX_TOP];
 };
 
-/* ---- one step
- * -------------------------------------------------------------------------------------- */
+/* ---- one step -------------------------------------------------------------------------------- */
 
 /* What the router did, for tests and telemetry; caller-owned, one row a token of the step. */
 struct engine_routing {
@@ -155,8 +153,7 @@ struct engine_block_copy {
 int engine_copy_blocks(struct engine *e, const struct engine_block_copy *list, int n,
                        struct error *err) CFG_WARN_UNUSED;
 
-/* ---- text: tokenizer
- * ------------------------------------------------------------------------------------ */
+/* ---- text: tokenizer ------------------------------------------------------------------------- */
 
 struct engine_tokenizer;
 const struct engine_tokenizer *
@@ -175,8 +172,7 @@ size_t engine_token_bytes(const struct engine_tokenizer *t, int32_t id, char *ou
 /* The piece as the vocabulary spells it ("<0x0A>", "▁the", "</s>"); "" outside it. Borrowed. */
 const char *engine_token_piece(const struct engine_tokenizer *t, int32_t id);
 
-/* ---- text: chat format (openmoe-model.md, "Tokenizer and chat format")
- * -------------------------------------- */
+/* ---- text: chat format (openmoe-model.md, "Tokenizer and chat format") ----------------------- */
 
 enum engine_role { ENGINE_SYSTEM, ENGINE_USER, ENGINE_ASSISTANT };
 struct engine_message {
@@ -192,8 +188,7 @@ int engine_chat_encode(const struct engine_tokenizer *t, const struct engine_mes
                        size_t n_msgs, int32_t **ids, size_t *n_ids,
                        struct error *err) CFG_WARN_UNUSED;
 
-/* ---- text: streaming detokeniser
- * -------------------------------------------------------------------------------- */
+/* ---- text: streaming detokeniser ------------------------------------------------------------- */
 
 /* Turns one sequence's generated ids into text that is safe to show: whole UTF-8 characters only,
  * and nothing that may yet turn out to be the beginning of a stop string. */

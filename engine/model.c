@@ -95,8 +95,7 @@ int model_capacity(const struct hfconfig *cfg, int n_rows)
     return capacity > cfg->min_capacity ? capacity : cfg->min_capacity;
 }
 
-/* ---- memory
- * ---------------------------------------------------------------------------------------- */
+/* ---- memory ---------------------------------------------------------------------------------- */
 
 int model_init(struct model *m, const struct hfconfig *cfg, struct error *err)
 {

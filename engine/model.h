@@ -59,8 +59,7 @@ void model_head(struct model *m, const int32_t *row_ids, int n);
 /* The published capacity of one expert in a forward call of n_rows rows. */
 int model_capacity(const struct hfconfig *cfg, int n_rows);
 
-/* ---- weights.c
- * ------------------------------------------------------------------------------------ */
+/* ---- weights.c ------------------------------------------------------------------------------- */
 
 enum slot_kind { SLOT_MATRIX, SLOT_VECTOR, SLOT_TABLE };
 /* One weight to load: where it lies and which pointer of the model it goes to. */
@@ -81,7 +80,6 @@ int weights_bind(struct weight_slots *slots, struct model *m, const struct check
 /* Hands every slot to the backend, logging progress. *stop is polled. */
 int weights_load(const struct weight_slots *slots, struct model *m, const volatile bool *stop,
                  struct error *err) CFG_WARN_UNUSED;
-size_t weights_bytes(const struct weight_slots *slots); /* as stored in the files */
 void weights_unbind(struct weight_slots *slots);
 
 #endif

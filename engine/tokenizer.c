@@ -28,8 +28,7 @@ struct engine_tokenizer {
     char (*extra)[24]; /* [n_extra] "<extra_id_N>" of id n_pieces + i */
 };
 
-/* ---- the two JSON files
- * -------------------------------------------------------------------------- */
+/* ---- the two JSON files ---------------------------------------------------------------------- */
 
 struct side_files {
     struct cJSON *config, *map; /* NULL when the folder has none */
@@ -136,8 +135,7 @@ static int count_extras(const struct side_files *f, const struct sp *sp, int *n,
     return CFG_OK;
 }
 
-/* ---- the model file's own format (protocol buffers), as far as it must be known
- * -------------------------------- */
+/* ---- the model file's own format (protocol buffers), as far as it must be known -------------- */
 
 struct span {
     uint8_t *p;
@@ -245,8 +243,7 @@ static int check_model(const char *name, struct span model, const struct side_fi
     return CFG_OK;
 }
 
-/* ---- opening
- * ------------------------------------------------------------------------------------- */
+/* ---- opening --------------------------------------------------------------------------------- */
 
 /* The model file's image; *data stays NULL when the folder has none. */
 static int read_model(const char *folder, const char **name, char **data, size_t *n,
@@ -370,8 +367,7 @@ bool tokenizer_adds_space(const struct engine_tokenizer *t)
     return sp_adds_dummy_prefix(t->sp);
 }
 
-/* ---- text and ids
- * --------------------------------------------------------------------------------- */
+/* ---- text and ids ---------------------------------------------------------------------------- */
 
 int engine_encode(const struct engine_tokenizer *t, const char *text, size_t n, bool add_start,
                   int32_t **ids, size_t *n_ids, struct error *err)

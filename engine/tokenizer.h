@@ -27,8 +27,7 @@ int tokenizer_bos_id(
 bool tokenizer_adds_space(
     const struct engine_tokenizer *t); /* encoding puts a space in front of the text */
 
-/* ---- sentencepiece_shim.cc: no C++ exception or type crosses it
- * ---------------------------------- */
+/* ---- sentencepiece_shim.cc: no C++ exception or type crosses it ------------------------------ */
 
 struct sp; /* a loaded SentencePieceProcessor */
 enum sp_type { SP_NORMAL, SP_UNKNOWN, SP_CONTROL, SP_BYTE, SP_UNUSED };

@@ -202,8 +202,7 @@ int weights_bind(struct weight_slots *slots, struct model *m, const struct check
     return b.rc;
 }
 
-/* ---- loading
- * ------------------------------------------------------------------------------------------ */
+/* ---- loading --------------------------------------------------------------------------------- */
 
 static size_t slot_bytes(const struct weight_slot *s)
 {
@@ -211,7 +210,8 @@ static size_t slot_bytes(const struct weight_slot *s)
     return (size_t)(s->src.rows * s->src.cols) * size;
 }
 
-size_t weights_bytes(const struct weight_slots *slots)
+/* As stored in the files. */
+static size_t weights_bytes(const struct weight_slots *slots)
 {
     size_t sum = 0;
     for (size_t i = 0; i < slots->n; i++) sum += slot_bytes(&slots->items[i]);

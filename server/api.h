@@ -63,8 +63,7 @@ size_t api_prompt_tokens(const struct api_request *r);
 size_t api_n_jobs(const struct api_request *r);
 void api_job(const struct api_request *r, size_t i, uint64_t id, struct sched_job *out);
 
-/* ---- the answer
- * --------------------------------------------------------------------------------------- */
+/* ---- the answer ------------------------------------------------------------------------------ */
 
 /* Streaming: what is sent before the first token (role chunks). Nothing for a whole answer. */
 void api_begin(struct api_request *r, struct cfg_buf *out);
@@ -80,8 +79,7 @@ size_t api_completion_tokens(const struct api_request *r); /* so far, all choice
 /* The whole JSON answer, once api_finished. */
 void api_body(struct api_request *r, struct cfg_buf *out);
 
-/* ---- small endpoints: body in, JSON out
- * ------------------------------------------------------------------ */
+/* ---- small endpoints: body in, JSON out ------------------------------------------------------ */
 
 int api_tokenize(const char *body, size_t n, const struct api_env *env, struct cfg_buf *out,
                  struct api_error *err) CFG_WARN_UNUSED;

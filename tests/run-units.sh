@@ -6,7 +6,7 @@
 set -u
 failed=0 passed=0
 for t in "$1"/unit/test_*; do
-    case $t in *.d | *.o | *'*') continue ;; esac
+    case $t in *.d | *.o | *.log | *'*') continue ;; esac
     log=$t.log
     if ASAN_OPTIONS=detect_leaks=1 UBSAN_OPTIONS=print_stacktrace=1 TSAN_OPTIONS=halt_on_error=1 \
         "$t" >"$log" 2>&1; then

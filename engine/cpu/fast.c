@@ -17,8 +17,7 @@ static int no_memory(const char *what, size_t bytes, struct error *err)
     return cfg_fail(err, CFG_ENOMEM, "no memory for %s (%.1f MB)", what, (double)bytes / 1e6);
 }
 
-/* ---- load time
- * ----------------------------------------------------------------------------------- */
+/* ---- load time ------------------------------------------------------------------------------- */
 
 static int fast_weight_new(void *be, const struct weight_source *src, struct weight **out,
                            struct error *err)
@@ -97,8 +96,7 @@ static void fast_kv_copy(void *be, int32_t from, int32_t to)
     }
 }
 
-/* ---- rows
- * ------------------------------------------------------------------------------------------ */
+/* ---- rows ------------------------------------------------------------------------------------ */
 
 static void fast_begin(void *be, const struct op_batch *batch)
 {
@@ -206,8 +204,7 @@ static void fast_sample(void *be, float *logits, int vocab, const struct op_samp
     for_rows(be, n, 20 * (size_t)vocab, sample_rows, &r);
 }
 
-/* ---- attention
- * ------------------------------------------------------------------------------------------- */
+/* ---- attention ------------------------------------------------------------------------------- */
 
 static void rope_tables(struct fast *f, const struct op_attention *a)
 {
@@ -329,8 +326,7 @@ static void fast_attention(void *be, const struct op_attention *a, const float *
     threads_for(f->threads, items, chunk, attend_items, &r);
 }
 
-/* ---- open, sync, close
- * --------------------------------------------------------------------------------------- */
+/* ---- open, sync, close ----------------------------------------------------------------------- */
 
 static int fast_sync(void *be, struct error *err)
 {

@@ -42,16 +42,6 @@ struct fast {
     char *packed;         /* inputs of one list of products in the kernels' order */
 };
 
-/* One product: rows x inputs times a weight. */
-struct gemm {
-    const struct weight *w;
-    const float *x; /* [rows, w->k] */
-    float *y;       /* [rows, w->n_out] */
-    int rows;
-};
-/* All of the list in one parallel region. */
-void fast_gemms(struct fast *f, const struct gemm *list, int n);
-
 void fast_matmul(void *be, const struct op_matmul *list, int n, int n_rows);
 void fast_swiglu(void *be, const float *gate, const float *up, int n_rows, int inner, float *y);
 void fast_experts(void *be, const struct op_experts *e, const struct op_routing *rt, const float *h,

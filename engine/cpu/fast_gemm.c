@@ -10,6 +10,13 @@
 #define MAX_GEMMS (2 * FAST_MAX_EXPERTS)
 #define GROUP     4 /* panels of a work item: what the one-row kernel has in flight */
 
+/* One product: rows x inputs times a weight. */
+struct gemm {
+    const struct weight *w;
+    const float *x; /* [rows, w->k] */
+    float *y;       /* [rows, w->n_out] */
+    int rows;
+};
 struct gemm_region {
     struct fast *f;
     const struct gemm *list;
@@ -84,7 +91,8 @@ static void pack_inputs(struct gemm_region *g)
     }
 }
 
-void fast_gemms(struct fast *f, const struct gemm *list, int n)
+/* All of the list in one parallel region. */
+static void run_gemms(struct fast *f, const struct gemm *list, int n)
 {
     struct gemm_region g = {.f = f, .list = list, .n = n};
     double work = 0;
@@ -107,7 +115,7 @@ void fast_matmul(void *be, const struct op_matmul *list, int n, int n_rows)
     struct gemm gemms[8];
     for (int i = 0; i < n; i++)
         gemms[i] = (struct gemm){.w = list[i].w, .x = list[i].x, .y = list[i].y, .rows = n_rows};
-    fast_gemms(be, gemms, n);
+    run_gemms(be, gemms, n);
 }
 
 struct swiglu_region {
@@ -186,7 +194,7 @@ void fast_experts(void *be, const struct op_experts *e, const struct op_routing 
         list[n++] = (struct gemm){e->gate[x], in, f->gate + at * 2 * (size_t)e->inner, rows};
         list[n++] = (struct gemm){e->up[x], in, f->up + at * (size_t)e->inner, rows};
     }
-    fast_gemms(f, list, n);
+    run_gemms(f, list, n);
     fast_swiglu(f, f->gate, f->up, picks, e->inner, f->up);
     n = 0;
     for (int x = 0; x < e->experts; x++) {
@@ -196,6 +204,6 @@ void fast_experts(void *be, const struct op_experts *e, const struct op_routing 
         list[n++] = (struct gemm){e->down[x], f->up + at * (size_t)e->inner,
                                   f->grouped + at * (size_t)e->hidden, rows};
     }
-    fast_gemms(f, list, n);
+    run_gemms(f, list, n);
     combine(f, e, rt, y);
 }

@@ -35,8 +35,7 @@ struct bench {
 
 static volatile uint64_t sink; /* keeps results alive */
 
-/* ---- ceilings
- * ------------------------------------------------------------------------------------------ */
+/* ---- ceilings -------------------------------------------------------------------------------- */
 
 /* Eight sequential streams a chunk, as weight kernels read. */
 static void read_chunk(void *arg, size_t begin, size_t end, int thread)
@@ -112,9 +111,7 @@ static double tile_gflops(struct bench *b, const struct kernels *k)
     return (double)n * 2 * 64 * 64 * 512 / 1e9 / (cfg_now() - t);
 }
 
-/* ---- steps
- * -----------------------------------------------------------------------------------------------
- */
+/* ---- steps ----------------------------------------------------------------------------------- */
 
 static int fail(const struct error *err)
 {

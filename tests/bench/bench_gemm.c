@@ -62,8 +62,7 @@ static void measure(const struct way *w, int rows)
            same ? "same" : "DIFFERENT");
 }
 
-/* ---- ours -------------------------------------------------------------------------------------
- */
+/* ---- ours ------------------------------------------------------------------------------------ */
 
 struct ours {
     const struct ops *ops;
@@ -99,8 +98,7 @@ static void open_ours(struct ours *o, bool bf16, int threads, const float *weigh
     }
 }
 
-/* ---- OpenBLAS, FP32 ----------------------------------------------------------------------------
- */
+/* ---- OpenBLAS, FP32 -------------------------------------------------------------------------- */
 
 static void run_blas(void *arg, int rows, int i)
 {
@@ -111,8 +109,7 @@ static void run_blas(void *arg, int rows, int i)
         cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, rows, N, K, 1, x, K, w, K, 0, y, N);
 }
 
-/* ---- oneDNN, BF16 inputs and weights in the layout it prefers
- * ------------------------------------- */
+/* ---- oneDNN, BF16 inputs and weights in the layout it prefers -------------------------------- */
 
 struct onednn {
     dnnl_engine_t engine;

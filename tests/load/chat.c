@@ -15,8 +15,7 @@ enum {
     CONNECT_SECONDS = 10,
 };
 
-/* ---- what went wrong
- * ------------------------------------------------------------------------------ */
+/* ---- what went wrong ------------------------------------------------------------------------- */
 
 /* Words of a server are shown on a terminal: no control characters. */
 static void plain(char *s)
@@ -68,8 +67,7 @@ static void curl_broke(struct load_chat *c, CURLcode rc)
     }
 }
 
-/* ---- the answer
- * ----------------------------------------------------------------------------------- */
+/* ---- the answer ------------------------------------------------------------------------------ */
 
 static void take_usage(struct load_result *r, const struct load_chunk *chunk)
 {
@@ -170,8 +168,7 @@ static void read_whole(struct load_chat *c)
     }
 }
 
-/* ---- requests
- * ------------------------------------------------------------------------------------- */
+/* ---- requests -------------------------------------------------------------------------------- */
 
 int load_chat_init(struct load_chat *c, const struct load_options *opt,
                    const struct load_scripts *scripts, struct load_report *report, const char *url,

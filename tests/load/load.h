@@ -84,8 +84,7 @@ struct load_chunk {
 int load_chunk_scan(const char *json, size_t n, struct load_chunk *out,
                     struct cfg_buf *text) CFG_WARN_UNUSED;
 
-/* ---- options
- * -------------------------------------------------------------------------------------- */
+/* ---- options --------------------------------------------------------------------------------- */
 
 /* Limits that a request must meet to count as good; 0 = none. Seconds. */
 struct load_goals {
@@ -112,8 +111,7 @@ struct load_options {
 int load_options_parse(struct load_options *opt, int argc, char *const *argv,
                        struct error *err) CFG_WARN_UNUSED;
 
-/* ---- prompts
- * -------------------------------------------------------------------------------------- */
+/* ---- prompts --------------------------------------------------------------------------------- */
 
 /* The messages of one line of --file, rendered as JSON objects. */
 struct load_script {

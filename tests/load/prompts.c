@@ -50,8 +50,7 @@ void load_prompt_words(struct cfg_buf *out, struct load_rng *rng, int n_words)
     cfg_buf_puts(out, "?");
 }
 
-/* ---- files
- * ---------------------------------------------------------------------------------------- */
+/* ---- files ----------------------------------------------------------------------------------- */
 
 static void message(struct cfg_buf *out, const char *role, const char *content)
 {

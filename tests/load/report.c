@@ -87,8 +87,7 @@ long load_report_errors(const struct load_report *r)
     return r->errors;
 }
 
-/* ---- gathering
- * ------------------------------------------------------------------------------------ */
+/* ---- gathering ------------------------------------------------------------------------------- */
 
 void load_report_gap(struct load_report *r, double seconds)
 {
@@ -181,8 +180,7 @@ void load_report_add(struct load_report *r, const struct load_result *q, double 
                meets(e2e, g->e2e);
 }
 
-/* ---- showing
- * -------------------------------------------------------------------------------------- */
+/* ---- showing --------------------------------------------------------------------------------- */
 
 static bool has_goals(const struct load_report *r)
 {

@@ -57,8 +57,7 @@ static void on_signal(int sig)
     interrupted = 1;
 }
 
-/* ---- timers
- * --------------------------------------------------------------------------------------- */
+/* ---- timers ---------------------------------------------------------------------------------- */
 
 static void set_timer(struct run *run, struct load_chat *chat, double at)
 {
@@ -95,8 +94,7 @@ static struct timer pop_timer(struct run *run)
     return top;
 }
 
-/* ---- chats
- * ---------------------------------------------------------------------------------------- */
+/* ---- chats ----------------------------------------------------------------------------------- */
 
 static bool may_start(const struct run *run)
 {
@@ -208,8 +206,7 @@ static void arrive(struct run *run, double now)
     }
 }
 
-/* ---- libcurl
- * -------------------------------------------------------------------------------------- */
+/* ---- libcurl --------------------------------------------------------------------------------- */
 
 /* libcurl wants to hear of this socket. Whether epoll has it already is best known by epoll: a
  * number can come back as another socket. */
@@ -259,8 +256,7 @@ static void drive(struct run *run, int fd, int bits)
     if (rc) cfg_fail(run->failed, CFG_EINTERNAL, "libcurl: %s", curl_multi_strerror(rc));
 }
 
-/* ---- the loop
- * ------------------------------------------------------------------------------------- */
+/* ---- the loop -------------------------------------------------------------------------------- */
 
 static void progress(struct run *run, double now)
 {
@@ -311,8 +307,7 @@ static void loop(struct run *run)
     }
 }
 
-/* ---- setting up
- * ----------------------------------------------------------------------------------- */
+/* ---- setting up ------------------------------------------------------------------------------ */
 
 /* A chat is a descriptor; some more are needed for epoll, files and names. */
 static int raise_descriptors(int chats, struct error *err)

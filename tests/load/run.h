@@ -10,8 +10,7 @@
 
 #include "tests/load/load.h"
 
-/* ---- results
- * -------------------------------------------------------------------------------------- */
+/* ---- results --------------------------------------------------------------------------------- */
 
 enum load_outcome { LOAD_OK, LOAD_CANCELLED, LOAD_ERROR };
 
@@ -56,8 +55,7 @@ long load_report_errors(const struct load_report *r);
 int load_report_finish(struct load_report *r, const struct load_totals *totals,
                        struct error *err) CFG_WARN_UNUSED;
 
-/* ---- chats
- * ---------------------------------------------------------------------------------------- */
+/* ---- chats ----------------------------------------------------------------------------------- */
 
 enum load_phase {
     LOAD_IDLE,       /* the slot is free */
@@ -110,8 +108,7 @@ void load_chat_finish(struct load_chat *c, CURLcode rc, double run_began);
 bool load_chat_goes_on(const struct load_chat *c);
 double load_chat_think(struct load_chat *c); /* seconds before it */
 
-/* ---- the loop
- * ------------------------------------------------------------------------------------- */
+/* ---- the loop -------------------------------------------------------------------------------- */
 
 int load_run(const struct load_options *opt, const struct load_scripts *scripts,
              struct load_report *report, struct load_totals *totals,

@@ -17,8 +17,7 @@
 
 #include "tests/load/load.h"
 
-/* ---- distributions
- * -------------------------------------------------------------------------------- */
+/* ---- distributions --------------------------------------------------------------------------- */
 
 static struct load_dist dist(const char *text)
 {
@@ -117,8 +116,7 @@ static void test_rng_streams(void **state)
     assert_true(fabs(sum / 40000 - 1) < 0.025); /* 5 sigma */
 }
 
-/* ---- histograms
- * ----------------------------------------------------------------------------------- */
+/* ---- histograms ------------------------------------------------------------------------------ */
 
 static int by_value(const void *a, const void *b)
 {
@@ -178,8 +176,7 @@ static void test_hist_edges(void **state)
     }
 }
 
-/* ---- event streams
- * -------------------------------------------------------------------------------- */
+/* ---- event streams --------------------------------------------------------------------------- */
 
 struct heard {
     char text[512]; /* the events, each followed by '|' */
@@ -275,8 +272,7 @@ static void test_sse_bounded(void **state)
     }
 }
 
-/* ---- chunks
- * --------------------------------------------------------------------------------------- */
+/* ---- chunks ---------------------------------------------------------------------------------- */
 
 /* Scans a copy that ends where the text ends, so that the sanitizer sees any read past it. */
 static int scan(const char *json, size_t n, struct load_chunk *out, struct cfg_buf *text)
@@ -434,8 +430,7 @@ static void test_chunk_refused(void **state)
     cfg_buf_free(&text);
 }
 
-/* ---- options
- * -------------------------------------------------------------------------------------- */
+/* ---- options --------------------------------------------------------------------------------- */
 
 /* args: separated by blanks, after the two that are required. */
 static int parse(struct load_options *opt, const char *args, struct error *err)
@@ -524,8 +519,7 @@ static void test_options_refused(void **state)
     assert_non_null(strstr(err.message, "--url"));
 }
 
-/* ---- prompts
- * -------------------------------------------------------------------------------------- */
+/* ---- prompts --------------------------------------------------------------------------------- */
 
 static void test_words(void **state)
 {

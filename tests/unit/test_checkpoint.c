@@ -16,6 +16,7 @@
 #include <cmocka.h>
 
 #include "engine/checkpoint.h"
+#include "tests/unit/tensor_image.h"
 
 #define GOLDEN "tests/golden/tiny"
 
@@ -34,24 +35,9 @@ static uint8_t *make_file(const char *header, size_t data_n, size_t *n)
     return p;
 }
 
-/* Parses an exactly sized copy, so that a sanitizer sees any step past its end, and checks that
- * every tensor listed lies inside it. */
 static int parse(const uint8_t *data, size_t n, size_t *n_tensors, struct error *err)
 {
-    uint8_t *copy = malloc(n ? n : 1);
-    struct tensor_list list = {0};
-    assert_non_null(copy);
-    memcpy(copy, data, n);
-    int rc = safetensors_parse("f.safetensors", copy, n, &list, err);
-    for (size_t i = 0; i < list.n; i++) {
-        const uint8_t *at = list.items[i].data;
-        assert_true(at >= copy && at <= copy + n);
-        assert_true(list.items[i].bytes <= (size_t)(copy + n - at));
-    }
-    *n_tensors = list.n;
-    tensor_list_free(&list);
-    free(copy);
-    return rc;
+    return parse_image(safetensors_parse, "f.safetensors", data, n, n_tensors, err);
 }
 
 static const char two_tensors[] =

@@ -242,8 +242,7 @@ static void torch_shards_agree(void **state)
     check_form("tests/golden/tiny/torch", "auto");
 }
 
-/* ---- the second spelling of the MoE tensors, made from the first
- * ------------------------------------- */
+/* ---- the second spelling of the MoE tensors, made from the first ----------------------------- */
 
 struct writer {
     struct cfg_buf header, data;

@@ -122,8 +122,7 @@ static void for_families(void (*check)(const char *isa, bool bf16))
     assert_true(ran >= 1);
 }
 
-/* ---- products
- * --------------------------------------------------------------------------------------------- */
+/* ---- products -------------------------------------------------------------------------------- */
 
 static void check_product(const char *isa, bool bf16, int rows, int k, int n, bool transposed)
 {
@@ -181,9 +180,7 @@ static void products_agree(void **state)
     for_families(check_products);
 }
 
-/* ---- rows
- * -----------------------------------------------------------------------------------------------------
- */
+/* ---- rows ------------------------------------------------------------------------------------ */
 
 static void check_rows(const char *isa, bool bf16)
 {
@@ -217,8 +214,7 @@ static void row_operations_agree(void **state)
     for_families(check_rows);
 }
 
-/* ---- attention
- * ---------------------------------------------------------------------------------------------- */
+/* ---- attention ------------------------------------------------------------------------------- */
 
 struct attention_run {
     float q[ROWS * HIDDEN], k[ROWS * HIDDEN], v[ROWS * HIDDEN], y[ROWS * HIDDEN];
@@ -288,8 +284,7 @@ static void attention_agrees(void **state)
     for_families(check_attention);
 }
 
-/* ---- routing and experts
- * ----------------------------------------------------------------------------------------- */
+/* ---- routing and experts --------------------------------------------------------------------- */
 
 struct moe_run {
     struct weight *gate[EXPERTS], *up[EXPERTS], *down[EXPERTS];
