@@ -13,8 +13,6 @@
 #include "engine/sampler.h"
 #include "engine/tokenizer.h"
 
-#define HEAD_ROWS 32 /* rows of logits at a time: 1 MB each with the real vocabulary */
-
 struct engine {
     struct engine_options opt;
     struct engine_info info;
@@ -126,22 +124,18 @@ static size_t available_memory(void)
     return left < available ? left : available;
 }
 
-/* The weights without the embedding, which stays in the mapped file. */
+/* Without a device of its own the model takes the machine's memory. */
+static size_t memory_left(const struct engine *e)
+{
+    const size_t own = e->model.ops->memory;
+    return own ? own : available_memory();
+}
+
+/* The weights; without the embedding where that stays in the mapped file. */
 static size_t resident_weights(const struct engine *e)
 {
     const size_t embedding = (size_t)e->info.vocab * (size_t)e->info.hidden;
-    return e->info.weight_bytes - embedding * (e->info.bf16 ? 2 : 4);
-}
-
-/* A quarter of the memory that the weights leave free; at least one sequence at full length, at
- * most what all sequences can use. */
-static size_t automatic_kv_bytes(const struct engine *e, size_t block_bytes)
-{
-    const size_t per_seq = (size_t)((e->info.context + e->opt.block_size - 1) / e->opt.block_size);
-    const size_t least = per_seq * block_bytes, most = least * (size_t)e->opt.max_step_seqs;
-    const size_t available = available_memory(), weights = resident_weights(e);
-    const size_t quarter = available > weights ? (available - weights) / 4 : 0;
-    return quarter < least ? least : quarter < most ? quarter : most;
+    return e->info.weight_bytes - (e->model.ops->memory ? 0 : embedding * (e->info.bf16 ? 2 : 4));
 }
 
 /* Rows of a step in the model and, per pick, in the experts: model_alloc and the backend's scratch.
@@ -153,23 +147,52 @@ static size_t activation_bytes(const struct engine *e)
     const size_t hidden = (size_t)i->hidden, inner = (size_t)i->inner;
     const size_t heads = (size_t)(2 * (i->heads + i->kv_heads)) * (size_t)i->head_dim;
     const size_t widest = inner > hidden ? inner : hidden;
-    return sizeof(float) *
-           (rows * (3 * hidden + heads + 3 * inner) + picks * (hidden + 3 * inner + widest) +
-            HEAD_ROWS * ((size_t)i->vocab + 2 * hidden));
+    return sizeof(float) * (rows * (3 * hidden + heads) + picks * (hidden + 3 * inner + widest) +
+                            (size_t)e->model.ops->head_rows * ((size_t)i->vocab + 2 * hidden));
+}
+
+/* Of the memory that weights and activations leave free: a quarter, for the machine is others' too,
+ * or all where the backend has its own. At least one sequence at full length, at most what all
+ * sequences can use. */
+static size_t automatic_kv_bytes(const struct engine *e, size_t block_bytes)
+{
+    const size_t per_seq = (size_t)((e->info.context + e->opt.block_size - 1) / e->opt.block_size);
+    const size_t least = per_seq * block_bytes, most = least * (size_t)e->opt.max_step_seqs;
+    const size_t available = memory_left(e), taken = resident_weights(e) + activation_bytes(e);
+    const size_t left = available > taken ? available - taken : 0;
+    const size_t share = e->model.ops->memory ? left : left / 4;
+    return share < least ? least : share < most ? share : most;
+}
+
+static int size_kv(struct engine *e, struct error *err)
+{
+    const struct hfconfig *c = &e->model.cfg;
+    struct engine_info *i = &e->info;
+    const size_t block_bytes = 2 * (size_t)c->layers * (size_t)(c->kv_heads * c->head_dim) *
+                               (size_t)i->block_size * (i->bf16 ? 2 : 4);
+    const size_t budget = e->opt.kv_bytes ? e->opt.kv_bytes : automatic_kv_bytes(e, block_bytes);
+    const size_t blocks = budget / block_bytes;
+    if (blocks == 0 || blocks > INT32_MAX / 2)
+        return cfg_fail(err, CFG_EINVAL,
+                        "--kv-cache-memory: %zu bytes make %zu blocks of %zu bytes", budget, blocks,
+                        block_bytes);
+    i->n_blocks = (int)blocks;
+    i->kv_bytes = blocks * block_bytes;
+    return CFG_OK;
 }
 
 /* Better a refusal now than the kernel's out-of-memory killer in the middle of the load. */
 static int check_memory(const struct engine *e, struct error *err)
 {
     const size_t weights = resident_weights(e), activations = activation_bytes(e);
-    const size_t available = available_memory();
+    const size_t available = memory_left(e);
     if (weights + e->info.kv_bytes + activations <= available) return CFG_OK;
     return cfg_fail(
         err, CFG_ENOMEM,
         "the model needs %.1f GB for weights, %.1f GB for keys and values and %.1f GB for "
-        "activations; %.1f GB of memory are available",
+        "activations; %.1f GB of %s memory are available",
         (double)weights / 1e9, (double)e->info.kv_bytes / 1e9, (double)activations / 1e9,
-        (double)available / 1e9);
+        (double)available / 1e9, e->model.ops->memory ? "device" : "this machine's");
 }
 
 static int fill_info(struct engine *e, struct error *err)
@@ -211,17 +234,6 @@ static int fill_info(struct engine *e, struct error *err)
     for (size_t s = 0; s < e->slots.n; s++)
         i->weight_bytes +=
             (size_t)(e->slots.items[s].src.rows * e->slots.items[s].src.cols) * (i->bf16 ? 2 : 4);
-
-    const size_t block_bytes = 2 * (size_t)c->layers * (size_t)(c->kv_heads * c->head_dim) *
-                               (size_t)i->block_size * (i->bf16 ? 2 : 4);
-    const size_t budget = e->opt.kv_bytes ? e->opt.kv_bytes : automatic_kv_bytes(e, block_bytes);
-    const size_t blocks = budget / block_bytes;
-    if (blocks == 0 || blocks > INT32_MAX / 2)
-        return cfg_fail(err, CFG_EINVAL,
-                        "--kv-cache-memory: %zu bytes make %zu blocks of %zu bytes", budget, blocks,
-                        block_bytes);
-    i->n_blocks = (int)blocks;
-    i->kv_bytes = blocks * block_bytes;
     return CFG_OK;
 }
 
@@ -230,18 +242,22 @@ static int open_backend(struct engine *e, struct error *err)
     const struct hfconfig *c = &e->model.cfg;
     if (e->opt.device == CFG_DEVICE_CUDA)
         return cfg_fail(err, CFG_EUNSUPPORTED, "--device cuda: this build has no CUDA backend");
-    const struct backend_options bo = {
-        .isa = e->opt.cpu_isa ? e->opt.cpu_isa : "auto",
-        .threads = e->opt.threads,
-        .bf16 = e->info.bf16,
-        .max_rows = e->opt.max_step_tokens > HEAD_ROWS ? e->opt.max_step_tokens : HEAD_ROWS,
-        .hidden = c->hidden,
-        .inner = c->inner,
-        .experts = c->experts,
-        .topk = c->topk,
-        .heads = c->heads,
-        .head_dim = c->head_dim,
-        .context = e->info.context};
+    const struct backend_options bo = {.isa = e->opt.cpu_isa ? e->opt.cpu_isa : "auto",
+                                       .threads = e->opt.threads,
+                                       .bf16 = e->info.bf16,
+                                       .max_rows = e->opt.max_step_tokens,
+                                       .max_seqs = e->opt.max_step_seqs,
+                                       .block_size = e->opt.block_size,
+                                       .vocab = c->vocab,
+                                       .moe_layers = e->model.moe_layers,
+                                       .kv_heads = c->kv_heads,
+                                       .hidden = c->hidden,
+                                       .inner = c->inner,
+                                       .experts = c->experts,
+                                       .topk = c->topk,
+                                       .heads = c->heads,
+                                       .head_dim = c->head_dim,
+                                       .context = e->info.context};
     int rc = strcmp(bo.isa, "reference") == 0
                  ? cpu_reference_open(&e->model.ops, &e->model.be, &bo, err)
                  : cpu_open(&e->model.ops, &e->model.be, &bo, err);
@@ -280,8 +296,9 @@ int engine_open(struct engine **out, const struct engine_options *opt, struct er
                       opt->block_size, opt->max_step_tokens, opt->max_step_seqs);
     if (rc == CFG_OK) rc = read_model(e, err);
     if (rc == CFG_OK) rc = fill_info(e, err);
-    if (rc == CFG_OK) rc = check_memory(e, err);
     if (rc == CFG_OK) rc = open_backend(e, err);
+    if (rc == CFG_OK) rc = size_kv(e, err);
+    if (rc == CFG_OK) rc = check_memory(e, err);
     if (rc == CFG_OK) rc = allocate_batch(e, err);
     if (rc != CFG_OK) {
         engine_close(e);
@@ -303,7 +320,7 @@ int engine_load(struct engine *e, const volatile bool *stop, struct error *err)
     rc = e->model.ops->kv_new(e->model.be, i->layers, i->kv_heads, i->head_dim, i->n_blocks,
                               i->block_size, err);
     if (rc != CFG_OK) return rc;
-    return model_alloc(&e->model, e->opt.max_step_tokens, HEAD_ROWS, err);
+    return model_alloc(&e->model, e->opt.max_step_tokens, err);
 }
 
 void engine_close(struct engine *e)
@@ -362,15 +379,26 @@ static void add_head_row(struct engine *e, int *n, int row, const struct op_samp
     ++*n;
 }
 
-/* Flattens the sequences into rows; returns how many rows need logits. */
-static int build_batch(struct engine *e, const struct engine_rows *rows, int n_rows,
-                       struct op_batch *b)
+/* What an expert may take: of this call, or of one sequence (then the budgets are in the batch). */
+static int step_capacity(const struct engine *e, int n_rows)
+{
+    if (e->opt.capacity == CFG_CAPACITY_ISOLATED) return e->info.expert_capacity;
+    const struct hfconfig *c = &e->model.cfg;
+    const bool limited = e->opt.capacity == CFG_CAPACITY_REFERENCE && c->drop_tokens;
+    return limited ? model_capacity(c, n_rows) : 0;
+}
+
+/* Flattens the sequences into rows. */
+static void build_batch(struct engine *e, const struct engine_rows *rows, int n_rows,
+                        struct op_batch *b)
 {
     int row = 0, heads = 0;
+    bool wants_logits = false;
     for (int s = 0; s < n_rows; s++) {
         const struct engine_rows *r = &rows[s];
         e->block_tables[s] = r->blocks;
         e->spent[s] = r->spent;
+        wants_logits = wants_logits || r->logits;
         for (int i = 0; i < r->n_tokens; i++, row++) {
             e->tokens[row] = r->tokens[i];
             e->positions[row] = r->position + i;
@@ -384,10 +412,11 @@ static int build_batch(struct engine *e, const struct engine_rows *rows, int n_r
             }
         }
         if (r->sampler || r->logits) {
-            const struct op_sample pick = {.sampler = r->sampler,
-                                           .target = -1,
-                                           .usable = e->info.usable_vocab,
-                                           .out = r->sampled};
+            struct op_sample pick = {.sampler = r->sampler,
+                                     .target = -1,
+                                     .usable = e->info.usable_vocab,
+                                     .out = r->sampled};
+            if (r->sampler) sampler_view(r->sampler, &pick);
             add_head_row(e, &heads, row - 1, &pick, r->logits);
         }
     }
@@ -397,8 +426,12 @@ static int build_batch(struct engine *e, const struct engine_rows *rows, int n_r
                            .positions = e->positions,
                            .seq_of_row = e->seq_of_row,
                            .block_tables = e->block_tables,
-                           .spent = e->info.budget_len ? e->spent : NULL};
-    return heads;
+                           .spent = e->info.budget_len ? e->spent : NULL,
+                           .capacity = step_capacity(e, row),
+                           .n_heads = heads,
+                           .head_rows = e->head_rows,
+                           .samples = e->samples,
+                           .wants_logits = wants_logits};
 }
 
 void op_sample_row(float *logits, const struct op_sample *s)
@@ -409,23 +442,20 @@ void op_sample_row(float *logits, const struct op_sample *s)
         sampler_score(logits, s->usable, s->target, s->n_top, s->out);
 }
 
-/* Final norm, head and sampling, HEAD_ROWS rows at a time. */
-static int run_heads(struct engine *e, int heads, struct error *err)
+/* Final norm, head and sampling, ops->head_rows rows at a time. */
+static void run_heads(struct engine *e, int heads)
 {
     struct model *m = &e->model;
     const size_t vocab = (size_t)e->info.vocab;
-    for (int first = 0; first < heads; first += HEAD_ROWS) {
-        const int n = heads - first < HEAD_ROWS ? heads - first : HEAD_ROWS;
+    for (int first = 0; first < heads; first += m->ops->head_rows) {
+        const int n = heads - first < m->ops->head_rows ? heads - first : m->ops->head_rows;
         model_head(m, e->head_rows + first, n);
-        int rc = m->ops->sync(m->be, err);
-        if (rc != CFG_OK) return rc;
         for (int i = 0; i < n; i++)
             if (e->logits_out[first + i])
-                memcpy(e->logits_out[first + i], m->logits + (size_t)i * vocab,
-                       vocab * sizeof(float));
+                m->ops->read(m->be, m->logits + (size_t)i * vocab, vocab * sizeof(float),
+                             e->logits_out[first + i]);
         m->ops->sample(m->be, m->logits, e->info.vocab, e->samples + first, n);
     }
-    return m->ops->sync(m->be, err);
 }
 
 int engine_copy_blocks(struct engine *e, const struct engine_block_copy *list, int n,
@@ -456,25 +486,22 @@ static void report_routing(const struct engine *e, int n_rows, uint64_t *dropped
     }
 }
 
-/* What an expert may take: of this call, or of one sequence (then the budgets are in the batch). */
-static int step_capacity(const struct engine *e, int n_rows)
-{
-    if (e->opt.capacity == CFG_CAPACITY_ISOLATED) return e->info.expert_capacity;
-    const struct hfconfig *c = &e->model.cfg;
-    const bool limited = e->opt.capacity == CFG_CAPACITY_REFERENCE && c->drop_tokens;
-    return limited ? model_capacity(c, n_rows) : 0;
-}
-
 int engine_step(struct engine *e, const struct engine_rows *rows, int n_rows, uint64_t *dropped,
                 struct engine_routing *routing, struct error *err)
 {
+    const struct ops *ops = e->model.ops;
     struct op_batch batch;
     int rc = check_rows(e, rows, n_rows, err);
     if (rc != CFG_OK) return rc;
-    const int heads = build_batch(e, rows, n_rows, &batch);
-    model_forward(&e->model, &batch, step_capacity(e, batch.n_rows));
-    rc = run_heads(e, heads, err);
+    build_batch(e, rows, n_rows, &batch);
+    if (ops->begin(e->model.be, &batch)) {
+        model_forward(&e->model, &batch);
+        run_heads(e, batch.n_heads);
+    }
+    rc = ops->sync(e->model.be, err);
     if (rc != CFG_OK) return rc;
+    for (int i = 0; ops->samples && i < batch.n_heads; i++)
+        if (e->samples[i].sampler) sampler_note(e->samples[i].sampler, e->samples[i].out->token);
     report_routing(e, batch.n_rows, dropped, routing);
     return CFG_OK;
 }

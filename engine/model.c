@@ -32,23 +32,20 @@ static void attention_block(struct model *m, const struct op_batch *b, int l)
     ops->add(m->be, m->x, m->y, c->hidden);
 }
 
-/* down( g1 * silu(g2) * up(h) ), where gate(h) = [g1, g2]: three factors. */
 static void ffn(struct model *m, const struct op_batch *b, const struct ffn *w)
 {
-    const struct op_matmul in[] = {{w->gate, m->h, m->gate}, {w->up, m->h, m->up}};
-    const struct op_matmul out[] = {{w->down, m->up, m->y}};
+    const struct hfconfig *c = &m->cfg;
+    const struct op_ffn f = {w->gate, w->up, w->down, c->hidden, c->inner};
 
-    m->ops->matmul(m->be, in, 2, b->n_rows);
-    m->ops->swiglu(m->be, m->gate, m->up, b->n_rows, m->cfg.inner, m->up);
-    m->ops->matmul(m->be, out, 1, b->n_rows);
-    m->ops->add(m->be, m->x, m->y, m->cfg.hidden);
+    m->ops->ffn(m->be, &f, m->h, b->n_rows, m->y);
+    m->ops->add(m->be, m->x, m->y, c->hidden);
 }
 
 static void moe(struct model *m, const struct layer *w, const struct op_routing *routing,
-                int capacity, int budget_at)
+                int budget_at)
 {
     const struct hfconfig *c = &m->cfg;
-    const struct op_route r = {w->router, c->experts, c->topk, c->hidden, capacity, budget_at};
+    const struct op_route r = {w->router, c->experts, c->topk, c->hidden, budget_at};
     const struct op_experts e = {w->gate, w->up, w->down, c->experts, c->topk, c->hidden, c->inner};
 
     m->ops->route(m->be, &r, m->h, routing);
@@ -56,20 +53,19 @@ static void moe(struct model *m, const struct layer *w, const struct op_routing 
     m->ops->add(m->be, m->x, m->y, c->hidden);
 }
 
-void model_forward(struct model *m, const struct op_batch *b, int capacity)
+void model_forward(struct model *m, const struct op_batch *b)
 {
     const struct hfconfig *c = &m->cfg;
     const struct ops *ops = m->ops;
     int moe_index = 0;
 
-    ops->begin(m->be, b);
     ops->embed(m->be, m->embed, m->x);
     for (int l = 0; l < c->layers; l++) {
         const struct layer *w = &m->layers[l];
         attention_block(m, b, l);
         ops->rmsnorm(m->be, m->x, w->post_norm, c->rms_eps, b->n_rows, c->hidden, m->h);
         if (w->moe) {
-            moe(m, w, &m->routing[moe_index], capacity, moe_index * c->experts);
+            moe(m, w, &m->routing[moe_index], moe_index * c->experts);
             moe_index++;
             ops->rmsnorm(m->be, m->x, w->extra_norm, c->rms_eps, b->n_rows, c->hidden, m->h);
         }
@@ -120,12 +116,12 @@ no_memory:
     return cfg_fail(err, CFG_ENOMEM, "no memory for %d layers", cfg->layers);
 }
 
-int model_alloc(struct model *m, int max_rows, int head_rows, struct error *err)
+int model_alloc(struct model *m, int max_rows, struct error *err)
 {
     const struct hfconfig *c = &m->cfg;
-    const size_t rows = (size_t)max_rows, hidden = (size_t)c->hidden, inner = (size_t)c->inner;
+    const size_t rows = (size_t)max_rows, hidden = (size_t)c->hidden;
     const size_t heads = (size_t)(c->heads * c->head_dim), kv = (size_t)(c->kv_heads * c->head_dim);
-    const size_t picks = rows * (size_t)c->topk;
+    const size_t picks = rows * (size_t)c->topk, heads_at_once = (size_t)m->ops->head_rows;
     struct {
         float **at;
         size_t n;
@@ -137,25 +133,26 @@ int model_alloc(struct model *m, int max_rows, int head_rows, struct error *err)
         {&m->att, rows * heads},
         {&m->k, rows * kv},
         {&m->v, rows * kv},
-        {&m->gate, rows * 2 * inner},
-        {&m->up, rows * inner},
-        {&m->head_in, (size_t)head_rows * hidden},
-        {&m->head_h, (size_t)head_rows * hidden},
-        {&m->logits, (size_t)head_rows * (size_t)c->vocab},
+        {&m->head_in, heads_at_once * hidden},
+        {&m->head_h, heads_at_once * hidden},
+        {&m->logits, heads_at_once * (size_t)c->vocab},
     };
-    m->max_rows = max_rows;
-    m->head_rows = head_rows;
     for (size_t i = 0; i < sizeof wanted / sizeof *wanted; i++) {
         int rc = m->ops->alloc(m->be, wanted[i].n * sizeof(float), (void **)wanted[i].at, err);
         if (rc != CFG_OK) return rc;
     }
     for (int i = 0; i < m->moe_layers; i++) {
         struct op_routing *r = &m->routing[i];
-        r->experts = calloc(picks, sizeof *r->experts);
-        r->weights = calloc(picks, sizeof *r->weights);
-        r->kept = calloc(picks, sizeof *r->kept);
-        if (!r->experts || !r->weights || !r->kept)
-            return cfg_fail(err, CFG_ENOMEM, "no memory for routing");
+        struct {
+            void **at;
+            size_t bytes;
+        } host[] = {{(void **)&r->experts, picks * sizeof *r->experts},
+                    {(void **)&r->weights, picks * sizeof *r->weights},
+                    {(void **)&r->kept, picks * sizeof *r->kept}};
+        for (size_t k = 0; k < sizeof host / sizeof *host; k++) {
+            int rc = m->ops->alloc_host(m->be, host[k].bytes, host[k].at, err);
+            if (rc != CFG_OK) return rc;
+        }
     }
     return CFG_OK;
 }
@@ -166,11 +163,6 @@ void model_deinit(struct model *m)
         free(m->layers[l].gate);
         free(m->layers[l].up);
         free(m->layers[l].down);
-    }
-    for (int i = 0; m->routing && i < m->moe_layers; i++) {
-        free(m->routing[i].experts);
-        free(m->routing[i].weights);
-        free(m->routing[i].kept);
     }
     free(m->routing);
     free(m->layers);

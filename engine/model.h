@@ -27,7 +27,6 @@ struct model {
     struct hfconfig cfg;
     const struct ops *ops;
     void *be;
-    int max_rows, head_rows;
     int moe_layers;
     int *moe_layer_ids; /* [moe_layers] */
 
@@ -41,20 +40,19 @@ struct model {
     float *y;                   /* [max_rows, hidden] output of a block */
     float *q, *att;             /* [max_rows, heads * head_dim] */
     float *k, *v;               /* [max_rows, kv_heads * head_dim] */
-    float *gate, *up;           /* [max_rows, 2 * inner], [max_rows, inner] */
-    float *head_in, *head_h;    /* [head_rows, hidden] */
-    float *logits;              /* [head_rows, vocab] */
+    float *head_in, *head_h;    /* [ops->head_rows, hidden] */
+    float *logits;              /* [ops->head_rows, vocab] */
     struct op_routing *routing; /* [moe_layers], each [max_rows, topk]; host-readable after sync */
 };
 
 /* Everything that does not touch a backend: layers allocated, MoE layers known. */
 int model_init(struct model *m, const struct hfconfig *cfg, struct error *err) CFG_WARN_UNUSED;
-/* Activations for max_rows rows and head_rows rows of logits. */
-int model_alloc(struct model *m, int max_rows, int head_rows, struct error *err) CFG_WARN_UNUSED;
+/* Activations for max_rows rows and ops->head_rows rows of logits. */
+int model_alloc(struct model *m, int max_rows, struct error *err) CFG_WARN_UNUSED;
 void model_deinit(struct model *m);
 /* Enqueues the forward pass of a batch; afterwards m->x holds the residual stream of every row. */
-void model_forward(struct model *m, const struct op_batch *b, int capacity);
-/* Enqueues final norm and head for n <= head_rows rows: m->logits. */
+void model_forward(struct model *m, const struct op_batch *b);
+/* Enqueues final norm and head for n <= ops->head_rows rows: m->logits. */
 void model_head(struct model *m, const int32_t *row_ids, int n);
 /* The published capacity of one expert in a forward call of n_rows rows. */
 int model_capacity(const struct hfconfig *cfg, int n_rows);

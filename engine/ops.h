@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // ops.h (private to engine/): what model.c asks of a backend. One table of operations, implemented
-// by cpu/ (reference and fast) and cuda/. Buffers are the backend's (`alloc`); model.c only passes
-// them on. Operations enqueue work in order and latch the first error; `sync` waits and returns it.
+// by cpu/ (reference and fast) and cuda/. Buffers are the backend's (`alloc`): model.c only passes
+// them on, and what lies in one between two operations is the backend's own affair. Operations
+// enqueue work in order and latch the first error; `sync` waits and returns it.
 //
-// Numerics. Activations and the residual stream are FP32. When ops->bf16 is set, the operations
-// whose output feeds a matrix product (embed excepted: rmsnorm, attention, swiglu) round it to
+// Numerics. The residual stream is FP32. When ops->bf16 is set, what feeds a matrix product (the
+// output of rmsnorm, of attention, and the activated half of a feed-forward network) is rounded to
 // BF16, and products accumulate in FP32; keys and values are stored in BF16. Every reduction over a
 // row has an order fixed by that row alone, so a row's result never depends on its company.
 #ifndef OPENMOED_OPS_H
@@ -39,7 +40,10 @@ struct op_matmul {
     float *y;       /* [n_rows, outputs] */
 };
 
-/* Where the rows of a step come from; arrays are host memory, valid until sync. */
+struct op_sample;
+
+/* Where the rows of a step come from and what becomes of them; arrays are host memory, valid until
+ * the step's last sync. */
 struct op_batch {
     int n_rows; /* rows in all */
     int n_seqs;
@@ -47,7 +51,16 @@ struct op_batch {
     const int32_t *positions;           /* [n_rows] */
     const int32_t *seq_of_row;          /* [n_rows] index into block_tables */
     const int32_t *const *block_tables; /* [n_seqs] */
-    uint16_t *const *spent; /* [n_seqs] budgets, [moe_layers, experts] each; NULL: none */
+    uint16_t *const *spent; /* [n_seqs] budgets, [moe_layers, experts] each; NULL: none. Updated by
+                               the time sync returns */
+    /* Picks an expert may take, 0 = no limit. Without budgets: in this call, all first choices
+     * before any second. With budgets: of one sequence, in order of position, first choice before
+     * second. */
+    int capacity;
+    int n_heads;                     /* rows that need logits ... */
+    const int32_t *head_rows;        /* [n_heads] ... which they are ... */
+    const struct op_sample *samples; /* [n_heads] ... and what for */
+    bool wants_logits;               /* some of them are read by the host */
 };
 
 struct op_attention {
@@ -59,25 +72,39 @@ struct op_attention {
 struct op_route {
     const float *router; /* backend copy, [experts, hidden] FP32 */
     int experts, topk, hidden;
-    /* Picks an expert may take, 0 = no limit. Without budgets: in this call, all first choices
-     * before any second. With budgets (op_batch.spent): of one sequence, in order of position,
-     * first choice before second. */
-    int capacity;
-    int budget_at; /* where this layer's counters stand in a budget */
+    int budget_at; /* where the layer's counters stand in a budget (op_batch.spent) */
 };
 
-/* The outcome of routing, in memory the host may read after sync. */
+/* The outcome of routing, in memory of alloc_host, which the host may read after sync. */
 struct op_routing {
     int32_t *experts; /* [n_rows, topk] best first, ties to the lower index */
     float *weights;   /* [n_rows, topk] softmax over all experts, not renormalised */
     uint8_t *kept;    /* [n_rows, topk] */
 };
 
+/* down( g1 * silu(g2) * up(h) ), where gate(h) = [g1, g2]: three factors. */
+struct op_ffn {
+    const struct weight *gate, *up, *down; /* hidden -> 2*inner, hidden -> inner, inner -> hidden */
+    int hidden, inner;
+};
+
+/* The same for each expert, and the sum of a row's kept picks, first choice first. */
 struct op_experts {
     struct weight *const *gate; /* [experts] hidden -> 2*inner */
     struct weight *const *up;   /* [experts] hidden -> inner */
     struct weight *const *down; /* [experts] inner -> hidden */
     int experts, topk, hidden, inner;
+};
+
+/* One id whose logit is changed before the choice: x = logit + bias; x is divided by the repetition
+ * penalty if positive, else multiplied by it, if the id was in the prompt or was generated; then
+ * generated ids lose presence + generated * frequency; and a banned one cannot be chosen. */
+struct op_adjust {
+    int32_t id;
+    uint32_t generated; /* times sampled so far */
+    float bias;
+    float raw; /* scratch of the host's sampler */
+    bool in_prompt, is_end;
 };
 
 /* What becomes of one row of logits: scored for a target, or sampled. */
@@ -87,11 +114,22 @@ struct op_sample {
     int n_top;
     int usable; /* ids below it exist for the tokenizer */
     struct engine_result *out;
+    /* The sampler's state, for backends that sample themselves. */
+    const struct engine_sampling *cfg; /* NULL when scored; its arrays are not kept */
+    const struct op_adjust *adjust;    /* [n_adjust] */
+    size_t n_adjust;
+    int generated;  /* tokens sampled so far: the step of the draw, and what min_tokens looks at */
+    int32_t eos_id; /* the choice when nothing is possible */
 };
 
 struct ops {
     const char *name;
     bool bf16;
+    int head_rows; /* rows of logits that are computed at once, at most */
+    bool samples;  /* `sample` fills `out` but leaves the samplers to the caller, who tells them of
+                      their tokens after sync; else it uses and updates them itself */
+    size_t memory; /* bytes of the backend's own memory that the model may take; 0: it uses the
+                      machine's */
 
     /* load time */
     int (*weight_new)(void *be, const struct weight_source *src, struct weight **out,
@@ -101,14 +139,17 @@ struct ops {
     int (*table_new)(void *be, const struct weight_source *src, struct weight **out,
                      struct error *err); /* embedding: rows are looked up */
     int (*alloc)(void *be, size_t bytes, void **out, struct error *err);
+    int (*alloc_host)(void *be, size_t bytes, void **out, struct error *err); /* zeroed */
     int (*kv_new)(void *be, int layers, int kv_heads, int head_dim, int n_blocks, int block_size,
                   struct error *err);
 
     /* between steps: block `to` becomes a copy of block `from`, in every layer */
     void (*kv_copy)(void *be, int32_t from, int32_t to);
 
-    /* one step, in order */
-    void (*begin)(void *be, const struct op_batch *b);
+    /* One step, in order. begin returns true when the step's operations must follow, up to
+     * `sample`; false when the backend has recorded a step of this shape before and runs that: then
+     * only sync does. */
+    bool (*begin)(void *be, const struct op_batch *b);
     void (*embed)(void *be, const struct weight *table, float *x); /* x [n_rows, hidden] */
     void (*rmsnorm)(void *be, const float *x, const float *w, float eps, int n_rows, int hidden,
                     float *y);
@@ -116,29 +157,31 @@ struct ops {
     void (*rope_kv)(void *be, const struct op_attention *a, float *q, float *k,
                     const float *v); /* rotates q, k; stores k, v */
     void (*attention)(void *be, const struct op_attention *a, const float *q, float *y);
-    void (*swiglu)(void *be, const float *gate, const float *up, int n_rows, int inner,
-                   float *y);                                    /* gate [n, 2*inner] */
+    void (*ffn)(void *be, const struct op_ffn *w, const float *h, int n_rows, float *y);
     void (*add)(void *be, float *x, const float *y, int hidden); /* x += y */
     void (*route)(void *be, const struct op_route *r, const float *h, const struct op_routing *out);
     void (*experts)(void *be, const struct op_experts *e, const struct op_routing *r,
                     const float *h, float *y);
-    /* y[i] = x[row_ids[i]], for the rows that sample or score */
+    /* y[i] = x[row_ids[i]]; row_ids is part of the batch's head_rows */
     void (*gather)(void *be, const float *x, const int32_t *row_ids, int n, int hidden, float *y);
-    /* Samples or scores each row of logits [n, vocab] (sampler.h). */
+    /* Samples or scores each row of logits [n, vocab] (sampler.h); list is part of the batch's
+     * samples. */
     void (*sample)(void *be, float *logits, int vocab, const struct op_sample *list, int n);
+    void (*read)(void *be, const float *from, size_t bytes, void *to); /* to host memory, at sync */
     int (*sync)(void *be, struct error *err);
     void (*close)(void *be);
 };
 
-/* What every backend's `sample` does with one row once its logits are in host memory. */
+/* What `sample` does with one row once its logits are in host memory. */
 void op_sample_row(float *logits, const struct op_sample *s);
 
 struct backend_options {
     const char *isa; /* CPU: kernel family */
     int threads;
     bool bf16;
-    int max_rows; /* rows of a step */
-    int hidden, inner, experts, topk, heads, head_dim, context;
+    int max_rows, max_seqs; /* of a step */
+    int block_size, vocab, moe_layers;
+    int hidden, inner, experts, topk, heads, kv_heads, head_dim, context;
 };
 /* Plain and readable; every other backend is tested against it. */
 int cpu_reference_open(const struct ops **ops, void **be, const struct backend_options *opt,

@@ -25,21 +25,12 @@
 #define MAX_BINS  2048
 #define NO_LOGITS (-INFINITY)
 
-/* One id whose logit is changed before the choice. */
-struct entry {
-    int32_t id;
-    uint32_t generated; /* times sampled so far */
-    float bias;
-    float raw; /* the model's logit in this step */
-    bool in_prompt, is_end;
-};
-
 struct engine_sampler {
     struct engine_sampling cfg; /* its arrays are not kept */
     bool counts;                /* a penalty is on: ids are entered as they are sampled */
     int32_t eos_id;
     int generated;
-    struct entry *entries; /* [max_entries] in order of arrival */
+    struct op_adjust *entries; /* [max_entries] in order of arrival */
     size_t n_entries, max_entries;
     uint32_t *index; /* [index_mask + 1] 0 = free, else 1 + place in entries */
     size_t index_mask;
@@ -323,15 +314,15 @@ static int32_t draw(const struct row *r, struct cut cut, uint64_t seed, int step
 /* ---- ids that are not left as the model scored them ------------------------------------------ */
 
 /* The entry of id, made when missing; NULL when `make` is false and there is none. */
-static struct entry *entry_of(struct engine_sampler *s, int32_t id, bool make)
+static struct op_adjust *entry_of(struct engine_sampler *s, int32_t id, bool make)
 {
     if (!s->max_entries) return NULL;
     size_t at = (size_t)mix((uint64_t)(uint32_t)id) & s->index_mask;
     for (; s->index[at]; at = (at + 1) & s->index_mask)
         if (s->entries[s->index[at] - 1].id == id) return &s->entries[s->index[at] - 1];
     if (!make || s->n_entries == s->max_entries) return NULL;
-    struct entry *e = &s->entries[s->n_entries++];
-    *e = (struct entry){.id = id};
+    struct op_adjust *e = &s->entries[s->n_entries++];
+    *e = (struct op_adjust){.id = id};
     s->index[at] = (uint32_t)s->n_entries;
     return e;
 }
@@ -340,7 +331,7 @@ static void adjust(struct engine_sampler *s, float *logits, int usable)
 {
     const struct engine_sampling *c = &s->cfg;
     for (size_t i = 0; i < s->n_entries; i++) {
-        struct entry *e = &s->entries[i];
+        struct op_adjust *e = &s->entries[i];
         if (e->id >= usable) continue;
         e->raw = logits[e->id];
         float x = clean(e->raw) + e->bias;
@@ -374,11 +365,25 @@ void sampler_pick(struct engine_sampler *s, float *logits, int usable, struct en
         out->token = draw(&r, filter(c, &r), c->seed, s->generated);
     }
 
-    struct entry *e = entry_of(s, out->token, false);
+    struct op_adjust *e = entry_of(s, out->token, false);
     if (c->n_logprobs >= 0) out->logprob = logprob_of(e ? e->raw : logits[out->token], norm);
-    if (!e && s->counts) e = entry_of(s, out->token, true);
+    sampler_note(s, out->token);
+}
+
+void sampler_note(struct engine_sampler *s, int32_t token)
+{
+    struct op_adjust *e = entry_of(s, token, s->counts);
     if (e) e->generated++;
     s->generated++;
+}
+
+void sampler_view(const struct engine_sampler *s, struct op_sample *out)
+{
+    out->cfg = &s->cfg;
+    out->adjust = s->entries;
+    out->n_adjust = s->n_entries;
+    out->generated = s->generated;
+    out->eos_id = s->eos_id;
 }
 
 /* ---- life ------------------------------------------------------------------------------------ */

@@ -6,7 +6,7 @@
 #ifndef OPENMOED_SAMPLER_H
 #define OPENMOED_SAMPLER_H
 
-#include "engine/engine.h"
+#include "engine/ops.h"
 
 /* Picks a token from logits [vocab] (FP32; modified in place: penalties, bias and masks are applied
  * to it) and records it in the sampler. usable is engine_info.usable_vocab. */
@@ -15,5 +15,10 @@ void sampler_pick(struct engine_sampler *s, float *logits, int usable, struct en
  * outside [0, usable) scores -inf. */
 void sampler_score(const float *logits, int usable, int32_t target, int n_top,
                    struct engine_result *out);
+
+/* For backends that sample on their own: the sampler's state as they need it, borrowed until the
+ * step's end, and what they chose, which sampler_pick notes itself. */
+void sampler_view(const struct engine_sampler *s, struct op_sample *out);
+void sampler_note(struct engine_sampler *s, int32_t token);
 
 #endif

@@ -98,9 +98,10 @@ static void fast_kv_copy(void *be, int32_t from, int32_t to)
 
 /* ---- rows ------------------------------------------------------------------------------------ */
 
-static void fast_begin(void *be, const struct op_batch *batch)
+static bool fast_begin(void *be, const struct op_batch *batch)
 {
     ((struct fast *)be)->batch = *batch;
+    return true;
 }
 
 static void fast_embed(void *be, const struct weight *table, float *x)
@@ -378,10 +379,12 @@ int cpu_open(const struct ops **ops, void **be, const struct backend_options *op
              struct error *err)
 {
     static const struct ops table = {
+        .head_rows = CPU_HEAD_ROWS,
         .weight_new = fast_weight_new,
         .vector_new = fast_vector_new,
         .table_new = fast_table_new,
         .alloc = fast_alloc,
+        .alloc_host = fast_alloc,
         .kv_new = fast_kv_new,
         .kv_copy = fast_kv_copy,
         .begin = fast_begin,
@@ -390,12 +393,13 @@ int cpu_open(const struct ops **ops, void **be, const struct backend_options *op
         .matmul = fast_matmul,
         .rope_kv = fast_rope_kv,
         .attention = fast_attention,
-        .swiglu = fast_swiglu,
+        .ffn = fast_ffn,
         .add = fast_add,
         .route = fast_route,
         .experts = fast_experts,
         .gather = fast_gather,
         .sample = fast_sample,
+        .read = cpu_read,
         .sync = fast_sync,
         .close = fast_close,
     };

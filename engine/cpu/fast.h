@@ -43,7 +43,7 @@ struct fast {
 };
 
 void fast_matmul(void *be, const struct op_matmul *list, int n, int n_rows);
-void fast_swiglu(void *be, const float *gate, const float *up, int n_rows, int inner, float *y);
+void fast_ffn(void *be, const struct op_ffn *w, const float *h, int n_rows, float *y);
 void fast_experts(void *be, const struct op_experts *e, const struct op_routing *rt, const float *h,
                   float *y);
 

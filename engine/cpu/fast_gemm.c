@@ -135,12 +135,21 @@ static void swiglu_rows(void *arg, size_t begin, size_t end, int thread)
 }
 
 /* A row costs about 30 multiply-adds an element; chunks are sized to INLINE_WORK. */
-void fast_swiglu(void *be, const float *gate, const float *up, int n_rows, int inner, float *y)
+static void swiglu(struct fast *f, int n_rows, int inner)
 {
-    struct fast *f = be;
-    struct swiglu_region s = {.f = f, .gate = gate, .up = up, .y = y, .inner = inner};
+    struct swiglu_region s = {.f = f, .gate = f->gate, .up = f->up, .y = f->up, .inner = inner};
     threads_for(f->threads, (size_t)n_rows, (size_t)(INLINE_WORK / (30 * inner) + 1), swiglu_rows,
                 &s);
+}
+
+void fast_ffn(void *be, const struct op_ffn *w, const float *h, int n_rows, float *y)
+{
+    struct fast *f = be;
+    const struct gemm in[] = {{w->gate, h, f->gate, n_rows}, {w->up, h, f->up, n_rows}};
+    const struct gemm out[] = {{w->down, f->up, y, n_rows}};
+    run_gemms(f, in, 2);
+    swiglu(f, n_rows, w->inner);
+    run_gemms(f, out, 1);
 }
 
 /* Groups kept picks by expert, in order of row; fills starts, pick_at and the gathered inputs. */
@@ -195,7 +204,7 @@ void fast_experts(void *be, const struct op_experts *e, const struct op_routing 
         list[n++] = (struct gemm){e->up[x], in, f->up + at * (size_t)e->inner, rows};
     }
     run_gemms(f, list, n);
-    fast_swiglu(f, f->gate, f->up, picks, e->inner, f->up);
+    swiglu(f, picks, e->inner);
     n = 0;
     for (int x = 0; x < e->experts; x++) {
         const size_t at = (size_t)f->starts[x];

@@ -30,6 +30,11 @@ void *region_alloc(struct region **list,
                    size_t bytes); /* zeroed, 64-byte aligned; NULL: no memory */
 void region_free_all(struct region *list);
 
+/* What both CPU backends share: rows of logits at a time (1 MB each with the real vocabulary), and
+ * ops.read where all memory is the host's. */
+#define CPU_HEAD_ROWS 32
+void cpu_read(void *be, const float *from, size_t bytes, void *to);
+
 /* Fills w->data (already allocated, weight_layout) from the source, on all threads. */
 void weight_layout(struct weight *w, const struct weight_source *src, const struct kernels *k,
                    bool bf16);

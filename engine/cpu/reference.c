@@ -23,7 +23,7 @@ struct reference {
     int block_size, context, kv_layers;
     size_t block_numbers; /* numbers of one block in one layer */
     float *scores;        /* [context] */
-    float *hidden_tmp;    /* [3 * inner + hidden] one row inside an expert */
+    float *hidden_tmp;    /* [3 * inner + hidden] one row inside a network */
     int *counts;          /* [experts] */
 };
 
@@ -120,9 +120,10 @@ static void ref_kv_copy(void *be, int32_t from, int32_t to)
     }
 }
 
-static void ref_begin(void *be, const struct op_batch *batch)
+static bool ref_begin(void *be, const struct op_batch *batch)
 {
     ((struct reference *)be)->batch = *batch;
+    return true;
 }
 
 static void ref_embed(void *be, const struct weight *table, float *x)
@@ -229,15 +230,22 @@ static void ref_attention(void *be, const struct op_attention *a, const float *q
         }
 }
 
-static void ref_swiglu(void *be, const float *gate, const float *up, int n_rows, int inner,
-                       float *y)
+/* One row through one network, all of whose weights are row-major. */
+static void ffn_row(struct reference *b, const struct op_ffn *w, const float *h, float *y)
 {
-    struct reference *b = be;
-    for (int r = 0; r < n_rows; r++, gate += 2 * inner, up += inner, y += inner)
-        for (int i = 0; i < inner; i++) {
-            const double g2 = gate[inner + i];
-            y[i] = rounded(b, gate[i] * (g2 / (1.0 + exp(-g2))) * up[i]);
-        }
+    float *gate = b->hidden_tmp, *up = gate + 2 * w->inner;
+    product(w->gate, h, gate);
+    product(w->up, h, up);
+    for (int i = 0; i < w->inner; i++) {
+        const double g2 = gate[w->inner + i];
+        up[i] = rounded(b, gate[i] * (g2 / (1.0 + exp(-g2))) * up[i]);
+    }
+    product(w->down, up, y);
+}
+
+static void ref_ffn(void *be, const struct op_ffn *w, const float *h, int n_rows, float *y)
+{
+    for (int r = 0; r < n_rows; r++) ffn_row(be, w, h + r * w->hidden, y + r * w->hidden);
 }
 
 static void ref_add(void *be, float *x, const float *y, int hidden)
@@ -268,16 +276,14 @@ static void ref_experts(void *be, const struct op_experts *e, const struct op_ro
                         const float *h, float *y)
 {
     struct reference *b = be;
-    float *gate = b->hidden_tmp, *up = gate + 2 * e->inner, *out = up + e->inner;
+    float *out = b->hidden_tmp + 3 * e->inner;
     for (int r = 0; r < b->batch.n_rows; r++, h += e->hidden, y += e->hidden) {
         memset(y, 0, (size_t)e->hidden * sizeof *y);
         for (int k = 0; k < e->topk; k++) {
             const int i = r * e->topk + k, x = rt->experts[i];
             if (!rt->kept[i]) continue;
-            product(e->gate[x], h, gate);
-            product(e->up[x], h, up);
-            ref_swiglu(be, gate, up, 1, e->inner, gate);
-            product(e->down[x], gate, out);
+            const struct op_ffn w = {e->gate[x], e->up[x], e->down[x], e->hidden, e->inner};
+            ffn_row(b, &w, h, out);
             for (int d = 0; d < e->hidden; d++) y[d] += rt->weights[i] * out[d];
         }
     }
@@ -317,10 +323,12 @@ int cpu_reference_open(const struct ops **ops, void **be, const struct backend_o
 {
     static const struct ops table = {
         .name = "cpu-reference",
+        .head_rows = CPU_HEAD_ROWS,
         .weight_new = ref_weight_new,
         .vector_new = ref_vector_new,
         .table_new = ref_table_new,
         .alloc = ref_alloc,
+        .alloc_host = ref_alloc,
         .kv_new = ref_kv_new,
         .kv_copy = ref_kv_copy,
         .begin = ref_begin,
@@ -329,12 +337,13 @@ int cpu_reference_open(const struct ops **ops, void **be, const struct backend_o
         .matmul = ref_matmul,
         .rope_kv = ref_rope_kv,
         .attention = ref_attention,
-        .swiglu = ref_swiglu,
+        .ffn = ref_ffn,
         .add = ref_add,
         .route = ref_route,
         .experts = ref_experts,
         .gather = ref_gather,
         .sample = ref_sample,
+        .read = cpu_read,
         .sync = ref_sync,
         .close = ref_close,
     };

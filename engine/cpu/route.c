@@ -53,9 +53,9 @@ void route_keep(const struct op_route *rt, const struct op_batch *b, const struc
                 int *counts)
 {
     if (b->spent)
-        route_budget(out->experts, b->seq_of_row, b->n_rows, rt->topk, rt->capacity, b->spent,
+        route_budget(out->experts, b->seq_of_row, b->n_rows, rt->topk, b->capacity, b->spent,
                      rt->budget_at, out->kept);
     else
-        route_capacity(out->experts, b->n_rows, rt->experts, rt->topk, rt->capacity, counts,
+        route_capacity(out->experts, b->n_rows, rt->experts, rt->topk, b->capacity, counts,
                        out->kept);
 }
