@@ -66,6 +66,7 @@ struct cfg_options {
     int capacity_length;        /* --capacity-length: tokens; 0 = the context */
     enum cfg_load_format load_format; /* --load-format */
     char *api_key;                    /* --api-key: NULL = no authentication */
+    char *api_key_file;               /* --api-key-file: tenants with their keys and limits */
     size_t max_body_size;             /* --max-body-size: bytes, suffixes K M G */
     int drain_timeout;                /* --drain-timeout: seconds */
     enum cfg_log_level log_level;     /* --log-level */
@@ -76,6 +77,8 @@ struct cfg_options {
     size_t max_queued_tokens;         /* --max-queued-tokens: prompt tokens waiting; 0 = no bound */
     int queue_timeout;                /* --queue-timeout: seconds; 0 = none */
     enum cfg_switch prefix_caching;   /* --prefix-caching */
+    int max_expert_tokens;            /* --max-expert-tokens: 0 = no bound */
+    char *routing_table;              /* --routing-table: NULL = none */
     size_t kv_cache_memory; /* --kv-cache-memory: bytes; 0 = a quarter of what the weights leave
                                free */
     uint64_t

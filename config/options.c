@@ -60,6 +60,10 @@ const struct option cfg_option_table[] = {
     {"api-key", "KEY", OPTION_SECRET, FIELD(api_key), .absent = "none, and everyone may ask",
      .help = "Key that clients must send as a bearer token. Set it by environment or file: flags "
              "can be seen by every user of the machine."},
+    {"api-key-file", "FILE", OPTION_TEXT, FIELD(api_key_file), .absent = "none",
+     .help = "JSON file of tenants: the hashes of their keys, their weights and limits, and the "
+             "models they may use. Read again on SIGHUP. The key of --api-key is the tenant "
+             "\"default\"."},
     {"max-body-size", "SIZE", OPTION_SIZE, FIELD(max_body_size), .initial = "4M", .min = KIB(1),
      .max = GIB(1),
      .help = "Longest request body; past it the answer is 413."},
@@ -91,6 +95,12 @@ const struct option cfg_option_table[] = {
      .help = "Keep keys and values of prompts and answers, so that the next turn of a chat, or a "
              "shared beginning, computes only what is new. Always off with --expert-capacity "
              "reference."},
+    {"max-expert-tokens", "N", OPTION_INT, FIELD(max_expert_tokens), .initial = "0", .max = MANY,
+     .help = "Tokens that one step may send to one expert, as far as earlier tokens foretell it; "
+             "prompts wait for room, running answers never. 0 means no bound."},
+    {"routing-table", "FILE", OPTION_TEXT, FIELD(routing_table), .absent = "none",
+     .help = "File in which what was learned of the router (token id to experts, no text) outlives "
+             "the process: read at start if it is there, written at the end."},
     {"kv-cache-memory", "SIZE", OPTION_SIZE, FIELD(kv_cache_memory), .initial = "0",
      .max = GIB(4096),
      .help = "Memory for keys and values; 0 means a quarter of what the weights leave free."},

@@ -25,6 +25,8 @@ struct prompt {
     struct cfg_buf text;
     int32_t *ids;
     size_t n, cap;
+    int32_t *turns; /* NULL, or where the turns begin */
+    size_t n_turns;
 };
 
 static int add_ids(struct prompt *p, const int32_t *ids, size_t n, struct error *err)
@@ -117,6 +119,7 @@ static int add_turns(struct prompt *p, const struct engine_message *msgs, size_t
                      struct error *err)
 {
     for (size_t i = 0;;) {
+        if (p->turns) p->turns[p->n_turns++] = i > 0 ? (int32_t)p->n : 0;
         int rc = add_marker(p, tokenizer_bos_id(p->t), "<s>", err);
         if (rc) return rc;
         cfg_buf_puts(&p->text, "[INST] ");
@@ -132,9 +135,10 @@ static int add_turns(struct prompt *p, const struct engine_message *msgs, size_t
 }
 
 int engine_chat_encode(const struct engine_tokenizer *t, const struct engine_message *msgs,
-                       size_t n_msgs, int32_t **ids, size_t *n_ids, struct error *err)
+                       size_t n_msgs, int32_t **ids, size_t *n_ids, int32_t *turns, size_t *n_turns,
+                       struct error *err)
 {
-    struct prompt p = {.t = t};
+    struct prompt p = {.t = t, .turns = turns};
     *ids = NULL;
     *n_ids = 0;
     int rc = check_order(msgs, n_msgs, err);
@@ -150,5 +154,6 @@ int engine_chat_encode(const struct engine_tokenizer *t, const struct engine_mes
     }
     *ids = p.ids;
     *n_ids = p.n;
+    if (turns) *n_turns = p.n_turns;
     return CFG_OK;
 }

@@ -42,11 +42,6 @@ static void drop_blocks(struct runner *r, struct seq *q)
 
 /* ---- reuse ---------------------------------------------------------------------------------- */
 
-static size_t payload_len(const struct runner *r)
-{
-    return 1 + (size_t)r->info->budget_len;
-}
-
 /* The full blocks of what is computed go to the tree. */
 static void remember(struct runner *r, const struct seq *q)
 {
@@ -57,43 +52,20 @@ static void remember(struct runner *r, const struct seq *q)
         cfg_log(CFG_LOG_ERROR, "prefix cache: %s", err.message);
 }
 
-/* Fills the empty table with what the tree has. In isolated mode only up to a block whose budget is
- * known: each one without it says where to look next, further to the front. */
+/* Fills the empty table with what the tree has; in isolated mode the budget comes with it. */
 static void match_prefix(struct runner *r, struct seq *q)
 {
-    const size_t size = (size_t)kv_pool_block_size(r->pool);
+    const size_t bytes = (size_t)r->info->budget_len * sizeof(q->spent[0]);
     const void *found = NULL;
     size_t n = 0;
     if (r->prefix && q->reuse)
         n = kv_prefix_match(r->prefix, q->salt, q->tokens, (size_t)q->n_tokens - 1, &q->table,
                             &found);
-    if (q->spent) {
-        const uint16_t *p = found;
-        while (n > 0 && p[0] * size < n) {
-            size_t known = p[0] * size;
-            drop_blocks(r, q);
-            n = kv_prefix_match(r->prefix, q->salt, q->tokens, known, &q->table, &found);
-            p = found;
-        }
-        size_t bytes = (payload_len(r) - 1) * sizeof(q->spent[0]);
-        if (n > 0)
-            memcpy(q->spent, p + 1, bytes);
-        else
-            memset(q->spent, 0, bytes);
-    }
+    if (q->spent && n > 0)
+        memcpy(q->spent, found, bytes);
+    else if (q->spent)
+        memset(q->spent, 0, bytes);
     q->n_done = (int)n;
-    q->n_snapshot = (int)(n / size);
-}
-
-/* Writes down the budget at the end of block number `block` (from 1) if that is where we are. */
-static void snapshot(struct runner *r, struct seq *q, int block)
-{
-    uint16_t *p = q->payloads + (size_t)(block - 1) * payload_len(r);
-    if (block * kv_pool_block_size(r->pool) == q->n_done) {
-        q->n_snapshot = block;
-        memcpy(p + 1, q->spent, (payload_len(r) - 1) * sizeof(p[0]));
-    }
-    p[0] = (uint16_t)q->n_snapshot;
 }
 
 /* Those that waited for q's prompt may start; if it ended early, one of them takes its place. */
@@ -115,8 +87,6 @@ static void let_siblings_go(struct seq *q)
 void runner_keep(struct runner *r, struct seq *q, int before)
 {
     const int size = kv_pool_block_size(r->pool), full = q->n_done / size;
-    if (q->payloads)
-        for (int block = before / size + 1; block <= full; block++) snapshot(r, q, block);
     if (before < q->n_prompt && before / size < full) remember(r, q);
     if (q->n_done >= q->n_prompt) let_siblings_go(q);
 }

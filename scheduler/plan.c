@@ -156,51 +156,65 @@ static int first_in_turn(const struct plan_seq *seqs, int n, uint64_t turn)
     return first;
 }
 
-/* Cuts chunks back to the last multiple of align they reach, so that the sequence passes through it
- * between two steps. A chunk that reaches none stays. */
-static int align_chunks(const struct plan_limits *lim, struct plan_seq *seqs, int n)
+/* Rows of q's next tokens, at most n, that its experts have room for. */
+static int fit(const struct plan_limits *lim, const struct plan_seq *q, int n, bool any)
 {
-    int cut = 0;
-    for (int i = 0; i < n; i++) {
-        int over = (seqs[i].position + seqs[i].rows) % lim->align;
-        if (seqs[i].prompt_left == 0 || over >= seqs[i].rows) continue;
-        seqs[i].rows -= over;
-        cut += over;
-    }
-    return cut;
+    return lim->load ? plan_load_add(lim->load, q->tokens + q->rows, n, any) : n;
 }
 
-/* Prompt rows that one step may give it. With align, no chunk is longer than what is before it: the
- * prompt stops at 64, 128, 256 ..., so that of any beginning it shares with another, half at least
- * ends where one of its steps did. */
-static int most_rows(const struct plan_limits *lim, const struct plan_seq *q)
+/* The prompt that has waited longest for its experts, if it has waited long enough: it goes first,
+ * over the limit if need be. */
+static int give_overdue(const struct plan_limits *lim, struct plan_seq *seqs, int n, int left)
 {
-    int most = q->position > PLAN_QUANTUM ? q->position : PLAN_QUANTUM;
-    return lim->align > 0 ? min_int(q->prompt_left, most) : q->prompt_left;
+    struct plan_seq *most = NULL;
+    for (int i = 0; i < n; i++)
+        if (seqs[i].deferred >= PLAN_PATIENCE && (!most || seqs[i].deferred > most->deferred))
+            most = &seqs[i];
+    if (!most) return 0;
+    most->rows = fit(lim, most, min_int(min_int(most->prompt_left, PLAN_LEAST), left), true);
+    return most->rows;
+}
+
+/* Deals what is left of the step to prompts, in turns. */
+static int give_turns(const struct plan_limits *lim, struct plan_seq *seqs, int n, int left,
+                      struct plan_turn *turn)
+{
+    int wanted = 0; /* prompt rows that may still be given */
+    for (int i = 0; i < n; i++)
+        wanted += seqs[i].prompt_left > 0 ? seqs[i].prompt_left - seqs[i].rows : 0;
+    for (int i = first_in_turn(seqs, n, turn->order); left > 0 && wanted > 0; i = (i + 1) % n) {
+        struct plan_seq *q = &seqs[i];
+        if (q->prompt_left == 0 || q->rows == q->prompt_left || q->full) continue;
+        int share = PLAN_QUANTUM - (q->order == turn->order ? turn->used : 0);
+        int asked = min_int(min_int(q->prompt_left - q->rows, share), left);
+        int given = fit(lim, q, asked, false);
+        q->full = given < asked;
+        q->rows += given;
+        left -= given;
+        wanted -= q->full ? q->prompt_left - q->rows + given : given;
+        bool cut_short = given < share && q->rows < q->prompt_left;
+        turn->order = cut_short ? q->order : q->order + 1;
+        turn->used = cut_short ? PLAN_QUANTUM - share + given : 0;
+    }
+    return left;
 }
 
 int plan_step(const struct plan_limits *lim, struct plan_seq *seqs, int n, struct plan_turn *turn)
 {
     int left = lim->max_step_tokens;
-    int wanted = 0; /* prompt rows nobody has been given yet */
+    if (lim->load) plan_load_begin(lim->load);
     for (int i = 0; i < n; i++) {
-        seqs[i].rows = seqs[i].prompt_left == 0;
-        left -= seqs[i].rows;
-        wanted += most_rows(lim, &seqs[i]);
-    }
-    for (int i = first_in_turn(seqs, n, turn->order); left > 0 && wanted > 0; i = (i + 1) % n) {
         struct plan_seq *q = &seqs[i];
-        const int most = most_rows(lim, q);
-        if (q->prompt_left == 0 || q->rows == most) continue;
-        int share = PLAN_QUANTUM - (q->order == turn->order ? turn->used : 0);
-        int given = min_int(min_int(most - q->rows, share), left);
-        q->rows += given;
-        left -= given;
-        wanted -= given;
-        bool cut_short = given < share && q->rows < q->prompt_left;
-        turn->order = cut_short ? q->order : q->order + 1;
-        turn->used = cut_short ? PLAN_QUANTUM - share + given : 0;
+        q->rows = 0;
+        if (q->prompt_left == 0) q->rows = fit(lim, q, 1, true);
+        q->full = false;
+        left -= q->rows;
     }
-    if (lim->align > 0) left += align_chunks(lim, seqs, n);
+    left -= give_overdue(lim, seqs, n, left);
+    left = give_turns(lim, seqs, n, left, turn);
+    for (int i = 0; i < n; i++) {
+        struct plan_seq *q = &seqs[i];
+        q->deferred = q->full && q->rows == 0 ? q->deferred + 1 : 0;
+    }
     return lim->max_step_tokens - left;
 }

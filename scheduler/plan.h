@@ -15,9 +15,16 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "scheduler/routing_table.h"
+
 /* Prompt rows dealt to one sequence at a time. Small enough that a short prompt is through in its
  * first turn, large enough that each chunk is worth its trip through the attention. */
 #define PLAN_QUANTUM 64
+
+/* A prompt whose experts are busy waits so many steps at most for room; then it is its turn to go
+ * over the limit, by so many rows. */
+#define PLAN_PATIENCE 8
+#define PLAN_LEAST    16
 
 #define PLAN_AGING        256  /* later arrivals that one level of priority lets overtake */
 #define PLAN_MAX_PRIORITY 1000 /* levels beyond this count as this, either way */
@@ -75,20 +82,42 @@ struct plan_job *plan_next(const struct plan_queue *q);
  * in order. So the oldest of all makes progress sooner or later, whatever the others do. */
 int plan_victim(const struct plan_job *const *running, int n);
 
+/* ---- expert load ----------------------------------------------------------------------------- */
+
+/* What a step's rows are expected to bring to each expert, in ROUTING_ONE-ths of a pick. Tokens the
+ * table does not know are taken to spread evenly. */
+struct plan_load {
+    const struct routing_table *table; /* borrowed */
+    int layers, experts, topk;
+    uint32_t limit;           /* for each expert of each layer; 0: not opened */
+    uint32_t *load;           /* [layers, experts] */
+    uint32_t *peak;           /* [layers] the largest of load */
+    uint32_t *spread;         /* [layers] for each expert, of rows that nothing is known about */
+    struct routing_load *row; /* scratch: one row's entries */
+};
+int plan_load_open(struct plan_load *p, const struct routing_table *table, int layers, int experts,
+                   int topk, int max_tokens, struct error *err) CFG_WARN_UNUSED;
+void plan_load_close(struct plan_load *p); /* harmless on a zeroed one */
+void plan_load_begin(struct plan_load *p); /* an empty step */
+/* Adds rows of these tokens as long as they fit (all of them where `any`); returns how many. */
+int plan_load_add(struct plan_load *p, const int32_t *tokens, int n, bool any);
+
 /* ---- a step --------------------------------------------------------------------------------- */
 
 struct plan_limits {
-    int max_seqs;        /* sequences running at once */
-    int max_step_tokens; /* rows of one step; at least max_seqs */
-    int align; /* prompt chunks end at multiples of it where they can, and grow slowly; 0 = free */
+    int max_seqs;           /* sequences running at once */
+    int max_step_tokens;    /* rows of one step; at least max_seqs */
+    struct plan_load *load; /* expert load that a step may bring; NULL: any */
 };
 
 /* One running sequence. */
 struct plan_seq {
-    uint64_t order;  /* of admission: grows along the array */
-    int position;    /* of its next row */
-    int prompt_left; /* prompt tokens still to prefill; 0 = it decodes */
-    int rows;        /* out: rows of it in this step */
+    uint64_t order;        /* of admission: grows along the array */
+    int prompt_left;       /* prompt tokens still to prefill; 0 = it decodes */
+    const int32_t *tokens; /* its next ones; only read under a limit of expert load */
+    int deferred; /* in and out: steps in a row that had rows left for it, but not at its experts */
+    int rows;     /* out: rows of it in this step */
+    bool full;    /* scratch: its experts have no room */
 };
 
 /* Whose turn at the prompt rows it is. Start zeroed. */
@@ -104,7 +133,9 @@ bool plan_admits(const struct plan_limits *lim, int n_running, int n_growing, in
                  int blocks_needed);
 
 /* Fills seqs[i].rows and returns their sum. Every decoding sequence gets its one row; what is left
- * goes to prompts in turns of PLAN_QUANTUM rows. *turn carries on from one step to the next. */
+ * goes to prompts in turns of PLAN_QUANTUM rows. *turn carries on from one step to the next. Under
+ * a limit of expert load a prompt gets rows as long as they are expected to fit; whoever had none
+ * for PLAN_PATIENCE steps gets up to PLAN_LEAST all the same, one prompt a step. */
 int plan_step(const struct plan_limits *lim, struct plan_seq *seqs, int n, struct plan_turn *turn);
 
 #endif

@@ -12,10 +12,7 @@
 #include <string.h>
 #include <sys/random.h>
 
-#define MAX_MOE_LAYERS (int)(sizeof(((struct sched_stats *)0)->dropped_picks) / sizeof(uint64_t))
-
-static int check_options(const struct sched_options *opt, const struct engine_info *info,
-                         struct error *err)
+static int check_options(const struct sched_options *opt, struct error *err)
 {
     if (opt->max_seqs < 1 || opt->max_queued < 1)
         return cfg_fail(err, CFG_EINVAL, "running and waiting sequences must be at least 1");
@@ -26,9 +23,8 @@ static int check_options(const struct sched_options *opt, const struct engine_in
                         "a step of %d tokens can't give each of %d sequences its token: raise "
                         "--max-num-batched-tokens or lower --max-num-seqs",
                         opt->max_step_tokens, opt->max_seqs);
-    if (info->moe_layers > MAX_MOE_LAYERS)
-        return cfg_fail(err, CFG_EUNSUPPORTED, "%d MoE layers are more than the %d supported",
-                        info->moe_layers, MAX_MOE_LAYERS);
+    if (opt->max_expert_tokens < 0)
+        return cfg_fail(err, CFG_EINVAL, "an expert's tokens in a step can't be negative");
     return CFG_OK;
 }
 
@@ -37,12 +33,9 @@ static int open_cache(struct runner *r, const struct sched_options *opt, struct 
     int rc = kv_pool_open(&r->pool, r->info->n_blocks, r->info->block_size, err);
     if (rc || !opt->prefix_caching) return rc;
     struct kv_prefix_options po = {0};
-    if (r->info->budget_len > 0)
-        po.payload_bytes = (1 + (size_t)r->info->budget_len) * sizeof(uint16_t);
+    po.payload_bytes = (size_t)r->info->budget_len * sizeof(uint16_t);
     if (getrandom(po.secret, sizeof(po.secret), 0) != (ssize_t)sizeof(po.secret))
         return cfg_fail(err, CFG_EIO, "no random numbers from the system");
-    /* The budget behind a block is only known where a step ends. */
-    if (r->info->budget_len > 0) r->limits.align = r->info->block_size;
     return kv_prefix_open(&r->prefix, r->pool, &po, err);
 }
 
@@ -51,10 +44,10 @@ int runner_init(struct runner *r, struct engine *e, const struct sched_options *
 {
     const struct engine_info *info = engine_info(e);
     *r = (struct runner){.engine = e, .info = info, .next_deadline = INFINITY};
-    int rc = check_options(opt, info, err);
+    int rc = check_options(opt, err);
     if (rc) return rc;
     size_t seqs = (size_t)opt->max_seqs;
-    r->limits = (struct plan_limits){opt->max_seqs, opt->max_step_tokens, 0};
+    r->limits = (struct plan_limits){opt->max_seqs, opt->max_step_tokens, NULL};
     r->running = calloc(seqs, sizeof(struct seq *));
     r->jobs = calloc(seqs, sizeof(struct plan_job *));
     r->plan = calloc(seqs, sizeof(r->plan[0]));
@@ -66,10 +59,13 @@ int runner_init(struct runner *r, struct engine *e, const struct sched_options *
         !r->scored)
         rc = cfg_fail(err, CFG_ENOMEM, "no memory for %d sequences", opt->max_seqs);
     if (!rc) rc = open_cache(r, opt, err);
+    if (!rc) rc = routing_open(&r->routing, info, opt, err);
     if (rc) {
         runner_deinit(r);
         return rc;
     }
+    if (r->routing.load.limit > 0) r->limits.load = &r->routing.load;
+    r->opened = true;
     r->stats.kv_blocks_total = r->stats.kv_blocks_free = kv_pool_total(r->pool);
     return CFG_OK;
 }
@@ -83,6 +79,7 @@ void runner_deinit(struct runner *r)
         r->queue.tenants = t->next;
         free(t);
     }
+    routing_close(&r->routing, r->opened);
     kv_prefix_close(r->prefix);
     kv_pool_close(r->pool);
     free(r->scored);
@@ -123,10 +120,16 @@ static int build_step(struct runner *r, int *n_tokens)
         const struct seq *q = r->running[i];
         int left = q->n_tokens - q->n_done;
         bool decodes = left == 1 && q->n_done >= q->n_prompt;
-        r->plan[i] = (struct plan_seq){
-            .order = q->order, .position = q->n_done, .prompt_left = decodes ? 0 : left};
+        r->plan[i] = (struct plan_seq){.order = q->order,
+                                       .prompt_left = decodes ? 0 : left,
+                                       .tokens = q->tokens + q->n_done,
+                                       .deferred = q->n_deferred};
     }
     *n_tokens = plan_step(&r->limits, r->plan, r->n_running, &r->turn);
+    for (int i = 0; i < r->n_running; i++) {
+        r->running[i]->n_deferred = r->plan[i].deferred;
+        r->stats.deferrals += r->plan[i].deferred > 0;
+    }
     struct engine_result *scored = r->scored;
     int n = 0;
     for (int i = 0; i < r->n_running; i++) {
@@ -173,9 +176,13 @@ static void count_rows(struct runner *r, const struct seq *q, int from, int to)
 
 /* What the step brought for one sequence; returns true when it has ended, with q->finish set. */
 static bool take_results(struct runner *r, struct seq *q, const struct engine_rows *rows,
-                         double now)
+                         int first_row, int n_tokens, double now)
 {
     int before = q->n_done, seen = q->n_seen;
+    const struct routing_rows routed = {first_row, rows->n_tokens, before, seen};
+    routing_note(&r->routing, q, &routed, n_tokens);
+    if (q->payloads)
+        routing_snapshot(&r->routing, q, &routed, n_tokens, kv_pool_block_size(r->pool));
     for (int i = 0; rows->targets && i < rows->n_tokens; i++) {
         if (rows->targets[i] < 0 || before + i < seen) continue;
         struct sched_event *ev = add_event(r, q, SCHED_PROMPT_SCORE, now);
@@ -205,12 +212,12 @@ int runner_step(struct runner *r, struct error *err)
     int n = build_step(r, &n_tokens);
     if (n == 0) return CFG_OK;
     double begun = cfg_now();
-    int rc = engine_step(r->engine, r->rows, n, r->stats.dropped_picks, NULL, err);
+    int rc = engine_step(r->engine, r->rows, n, NULL, &r->routing.trace, err);
     double now = cfg_now();
     r->stats.steps++;
     r->stats.step_tokens += (uint64_t)n_tokens;
     r->stats.step_seconds += now - begun;
-    int kept = 0;
+    int kept = 0, row = 0;
     for (int i = 0, k = 0; i < r->n_running; i++) {
         struct seq *q = r->running[i];
         bool stepped = k < n && r->stepping[k] == q;
@@ -218,13 +225,14 @@ int runner_step(struct runner *r, struct error *err)
             r->running[kept++] = q;
         else if (rc)
             runner_finish(r, q, SCHED_ERROR);
-        else if (take_results(r, q, &r->rows[k], now))
+        else if (take_results(r, q, &r->rows[k], row, n_tokens, now))
             runner_finish(r, q, q->finish);
         else
             r->running[kept++] = q;
-        k += stepped;
+        if (stepped) row += r->rows[k++].n_tokens;
     }
     r->n_running = kept;
+    if (!rc) routing_end_step(&r->routing);
     return rc;
 }
 

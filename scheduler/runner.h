@@ -8,6 +8,7 @@
 #define OPENMOED_RUNNER_H
 
 #include "scheduler/plan.h"
+#include "scheduler/routing.h"
 #include "scheduler/seq.h"
 
 struct runner {
@@ -22,6 +23,7 @@ struct runner {
     struct seq_list finished; /* their blocks are given back; DONE is still to be published */
     int n_running;
     uint64_t next_order;
+    bool opened;          /* init came to its end */
     double next_deadline; /* none passes before */
     struct plan_turn turn;
 
@@ -31,6 +33,7 @@ struct runner {
     struct seq **stepping;         /* [max_seqs] whose rows these are */
     struct engine_result *sampled; /* [max_seqs] */
     struct engine_result *scored;  /* [max_step_tokens] */
+    struct routing routing;        /* what the router does, and what it will */
 
     struct sched_events out;  /* events since the last publication */
     struct sched_stats stats; /* all but state and what waits */
@@ -65,7 +68,7 @@ void runner_done(struct runner *r, const char *message);
 /* Gives every running sequence the block its next row needs; some may have to yield theirs and wait
  * again. */
 void runner_grow(struct runner *r);
-/* Its n_done went up from `before`: what is full now may be reused. */
+/* Its n_done went up from `before`: what is full now may be reused (its payloads are written). */
 void runner_keep(struct runner *r, struct seq *q, int before);
 /* Gives the blocks back at once; the caller takes q off running or the queue. */
 void runner_finish(struct runner *r, struct seq *q, enum sched_finish why);

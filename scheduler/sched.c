@@ -333,6 +333,22 @@ void sched_stats(struct sched *s, struct sched_stats *out)
     pthread_mutex_unlock(&s->lock);
 }
 
+struct sched_routing *sched_routing_total(struct sched *s)
+{
+    return sched_routing_ref(s->runner.routing.total);
+}
+
+void sched_layers(struct sched *s, struct sched_layer *out)
+{
+    const struct routing *g = &s->runner.routing;
+    for (int l = 0; l < g->info->moe_layers; l++) {
+        const uint64_t *from = &g->layers[l].steps;
+        uint64_t *to = &out[l].steps;
+        for (size_t i = 0; i < sizeof(out[l]) / sizeof(*to); i++)
+            to[i] = __atomic_load_n(&from[i], __ATOMIC_RELAXED);
+    }
+}
+
 void sched_drain(struct sched *s)
 {
     pthread_mutex_lock(&s->lock);

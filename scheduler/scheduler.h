@@ -28,8 +28,51 @@ struct sched_options {
     double queue_timeout_s;   /* who has not started by then ends with SCHED_TIMEOUT; 0 = none */
     bool prefix_caching;      /* reuse keys and values of equal beginnings; must be off in reference
                                  mode, where company changes them */
+    int max_expert_tokens; /* picks an expert may get in one step, as far as they can be foretold;
+                              prompts wait their turn for it, decodes never; 0 = no bound */
+    const char *routing_table; /* file with what was learned of the router: read by sched_open if it
+                                  is there, written by sched_close; NULL = none */
     void (*notify)(void *arg); /* events are there (sends coalesce: take them all) */
     void *notify_arg;
+};
+
+/* ---- what the router did --------------------------------------------------------------------- */
+
+#define SCHED_POSITIONS                                                                            \
+    10                /* 0-63, 64-127, 128-255, ... each twice the one before, the last open       \
+                       */
+#define SCHED_TURNS 6 /* turns of a chat: 1, 2, 3, 4-7, 8-15, 16 and later */
+
+/* A pick is one choice of one token in one MoE layer. */
+struct sched_picks {
+    uint64_t made; /* dropped ones included */
+    uint64_t dropped;
+};
+
+/* Counters of one or more sequences' tokens, each token once however often it was computed. Shared
+ * by reference: the engine thread adds, any thread may read (every number by itself is whole). */
+struct sched_routing {
+    int refs;
+    int layers, experts; /* MoE layers */
+    uint64_t tokens;
+    struct sched_picks by_position[SCHED_POSITIONS], by_turn[SCHED_TURNS];
+    struct sched_picks by_expert[]; /* [layers, experts] */
+};
+struct sched_routing *sched_routing_new(const struct engine_info *info); /* NULL: no memory */
+struct sched_routing *sched_routing_ref(struct sched_routing *r);        /* returns r */
+void sched_routing_unref(struct sched_routing *r);                       /* r may be NULL */
+/* What bucket i covers: *last is 0 for the open one. Turns count from 1. */
+void sched_position_bucket(int i, int *first, int *last);
+void sched_turn_bucket(int i, int *first, int *last);
+
+/* One MoE layer over all steps so far. */
+struct sched_layer {
+    uint64_t steps;
+    uint64_t largest; /* picks of each step's busiest expert, summed over the steps */
+    /* How well the table of earlier picks foretold each token's experts before they were known:
+     * tokens judged, those whose id it had seen, whose first choice it named, and picks (topk a
+     * token) among the topk it named. */
+    uint64_t judged, known, first_hits, top_hits;
 };
 
 enum sched_state { SCHED_LOADING, SCHED_READY, SCHED_DRAINING, SCHED_FAILED };
@@ -42,7 +85,12 @@ struct sched_job {
     int max_new;                     /* tokens to generate at most; 0 = only score the prompt */
     struct engine_sampling sampling; /* its `ends` are the ids that end the sequence ... */
     bool ignore_ends;                /* ... unless this is set */
-    bool score_prompt; /* report the log-probability of each prompt token after the first; its
+    /* NULL, or counters for this sequence's tokens too; the scheduler holds a reference until DONE.
+     * Its prompt is then never taken from the cache: every token is counted. */
+    struct sched_routing *routing;
+    const int32_t *turns; /* [n_turns] ascending positions where the chat's turns begin ... */
+    size_t n_turns;       /* ... 0: it is all one turn */
+    bool score_prompt;    /* report the log-probability of each prompt token after the first; its
                           prompt is then never taken from the cache */
 
     uint32_t tenant;  /* seats are shared between tenants by tokens served ... */
@@ -97,9 +145,9 @@ struct sched_stats {
     uint64_t preemptions;                     /* sequences that had to yield their blocks */
     uint64_t recomputed_tokens;               /* computed again after that */
     uint64_t timeouts;
+    uint64_t deferrals; /* steps in which a prompt waited for room at its experts */
     uint64_t prefix_queried_tokens, prefix_hit_tokens; /* of prompts that started: all, cached */
     uint64_t prefix_evictions;                         /* blocks */
-    uint64_t dropped_picks[64];                        /* [moe_layers] */
     double step_seconds;
 };
 
@@ -121,6 +169,10 @@ void sched_cancel(struct sched *s, uint64_t id);
 void sched_take(struct sched *s, struct sched_events *out);
 void sched_events_free(struct sched_events *ev);
 void sched_stats(struct sched *s, struct sched_stats *out);
+/* What the router did with all tokens so far, reading the counters where they are: a reference to
+ * be given back; and the layers [moe_layers]. */
+struct sched_routing *sched_routing_total(struct sched *s);
+void sched_layers(struct sched *s, struct sched_layer *out);
 /* From now on sched_submit answers CFG_ECLOSED; running and waiting jobs go on. */
 void sched_drain(struct sched *s);
 /* Why the load failed (state FAILED); "" otherwise. */

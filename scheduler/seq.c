@@ -52,6 +52,11 @@ static int copy_job(struct seq *q, const struct sched_job *job, struct error *er
         return cfg_fail(err, CFG_ENOMEM, "no memory for a sequence of %zu tokens", room);
     memcpy(q->tokens, job->prompt, job->n_prompt * sizeof(q->tokens[0]));
     q->tokens[job->n_prompt] = -1;
+    q->n_turns = (int)job->n_turns;
+    q->turns = q->n_turns > 0 ? malloc(job->n_turns * sizeof(q->turns[0])) : NULL;
+    if (q->n_turns > 0 && !q->turns)
+        return cfg_fail(err, CFG_ENOMEM, "no memory for a chat of %zu turns", job->n_turns);
+    if (q->n_turns > 0) memcpy(q->turns, job->turns, job->n_turns * sizeof(q->turns[0]));
     if (q->n_ends > 0) memcpy(q->ends, job->sampling.ends, q->n_ends * sizeof(q->ends[0]));
     return CFG_OK;
 }
@@ -77,13 +82,13 @@ static int init_cache(struct seq *q, const struct sched_job *job, const struct e
                       const struct sched_options *opt, struct error *err)
 {
     const size_t budget = (size_t)info->budget_len, blocks = (size_t)q->blocks_needed;
-    q->reuse = opt->prefix_caching && !job->score_prompt;
+    q->reuse = opt->prefix_caching && !job->score_prompt && !job->routing;
     q->salt.word[0] = job->cache_salt[0] ^ (uint64_t)job->tenant * 0x9e3779b97f4a7c15u;
     q->salt.word[1] = job->cache_salt[1];
     int rc = kv_table_init(&q->table, q->blocks_needed, err);
     if (rc || budget == 0) return rc;
     q->spent = calloc(budget, sizeof(q->spent[0]));
-    if (q->reuse) q->payloads = calloc(blocks * (1 + budget), sizeof(q->payloads[0]));
+    if (q->reuse) q->payloads = calloc(blocks * budget, sizeof(q->payloads[0]));
     if (!q->spent || (q->reuse && !q->payloads))
         return cfg_fail(err, CFG_ENOMEM, "no memory for an expert budget");
     return CFG_OK;
@@ -102,6 +107,7 @@ int seq_new(struct seq **out, const struct sched_job *job, const struct engine_i
     q->n_prompt = q->n_tokens = (int)job->n_prompt;
     q->max_new = job->max_new < limit - q->n_prompt ? job->max_new : limit - q->n_prompt;
     q->score_prompt = job->score_prompt;
+    q->routing = job->routing ? sched_routing_ref(job->routing) : NULL;
     q->n_target_top = job->sampling.n_logprobs > 0 ? job->sampling.n_logprobs : 0;
     /* The last token generated is never fed back, so its position needs no place in the cache. */
     q->blocks_needed =
@@ -128,6 +134,8 @@ void seq_free(struct seq *q)
     free(q->spent);
     free(q->new_tenant);
     free(q->ends);
+    free(q->turns);
+    sched_routing_unref(q->routing);
     free(q->tokens);
     free(q);
 }

@@ -25,22 +25,24 @@ struct seq {
      */
     int32_t *tokens; /* [n_prompt + max(max_new, 1)] */
     int n_prompt, n_tokens;
-    int max_new; /* capped: prompt and answer fit the context and the KV pool */
-    int n_done;  /* positions whose keys and values are in the cache */
-    int n_seen;  /* the most n_done ever was: results below it are published */
+    int max_new;    /* capped: prompt and answer fit the context and the KV pool */
+    int n_done;     /* positions whose keys and values are in the cache */
+    int n_deferred; /* steps in a row that had no room for its prompt */
+    int n_seen;     /* the most n_done ever was: results below it are published */
     struct kv_table table;
     int blocks_needed; /* for all positions it can ever reach */
 
     uint16_t *spent; /* [budget_len] expert budget spent (isolated mode), else NULL */
 
+    struct sched_routing *routing; /* NULL, or counters of its own */
+    int32_t *turns;                /* [n_turns] where its chat's turns begin */
+    int n_turns;
+
     /* Reuse of equal beginnings (only where `reuse`). In isolated mode every full block carries a
-     * payload: uint16_t [1 + budget_len], how many blocks from the start the budget behind it
-     * stands for (at most those up to this one: it is only known where a step ended), and the
-     * budget if that is all of them. */
+     * payload: the budget spent up to its end. */
     bool reuse;
     struct kv_salt salt;
-    uint16_t *payloads; /* [blocks_needed][1 + budget_len] of its full blocks; NULL: none kept */
-    int n_snapshot;     /* the last full block, counted from 1, whose budget is known */
+    uint16_t *payloads; /* [blocks_needed][budget_len] of its full blocks; NULL: none kept */
     int n_cached;       /* prompt tokens that came from the cache when it first started */
     uint64_t group;     /* id of the first of several with one prompt; 0 = none */
     bool leads;         /* the others of the group wait for its prefill */

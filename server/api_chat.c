@@ -207,12 +207,15 @@ int api_read_chat(struct api_request *r, const cJSON *root, struct api_error *er
     if (api_new_prompts(r, 1, "messages", err)) return -1;
 
     int32_t *ids = NULL; /* [n] */
+    struct api_prompt *p = &r->prompts[0];
     struct error why;
-    int rc = engine_chat_encode(r->env->tokenizer, msgs, n_msgs, &ids, &n, &why);
+    p->turns = cfg_arena_alloc(r->arena, n_msgs * sizeof *p->turns);
+    if (!p->turns) return api_no_memory(err);
+    int rc =
+        engine_chat_encode(r->env->tokenizer, msgs, n_msgs, &ids, &n, p->turns, &p->n_turns, &why);
     if (rc == CFG_EINVAL) return api_fail(err, 400, "invalid_value", "messages", "%s", why.message);
     if (rc) return api_fail(err, 500, NULL, "", "%s", why.message);
 
-    struct api_prompt *p = &r->prompts[0];
     rc = api_fit_prompt(r, p, n, "messages", err);
     if (!rc) rc = api_keep_ids(r, p, ids, n, err);
     free(ids);

@@ -212,10 +212,10 @@ int api_id_list(const cJSON *list, const char *param, int vocab, int32_t *ids,
 
 int api_check_model(const cJSON *o, bool required, const struct api_env *env, struct api_error *err)
 {
-    if (!required && !api_field(o, "model")) return 0;
+    if (!required && env->model_name && !api_field(o, "model")) return 0;
     const char *model = NULL;
     if (api_get_string(o, "", "model", &model, err)) return -1;
-    if (!strcmp(model, env->model_name)) return 0;
+    if (env->model_name && !strcmp(model, env->model_name)) return 0;
     return api_fail(err, 404, "model_not_found", "model", "The model '%.200s' does not exist.",
                     model);
 }

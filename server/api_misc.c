@@ -107,13 +107,13 @@ static void model_object(const struct api_env *env, struct cfg_buf *out)
 void api_models(const struct api_env *env, struct cfg_buf *out)
 {
     cfg_buf_puts(out, "{\"object\":\"list\",\"data\":[");
-    model_object(env, out);
+    if (env->model_name) model_object(env, out);
     cfg_buf_puts(out, "]}");
 }
 
 int api_model(const char *id, const struct api_env *env, struct cfg_buf *out, struct api_error *err)
 {
-    if (strcmp(id, env->model_name))
+    if (!env->model_name || strcmp(id, env->model_name))
         return api_fail(err, 404, "model_not_found", "model", "The model '%.200s' does not exist.",
                         id);
     model_object(env, out);

@@ -292,10 +292,11 @@ void api_render_chunk(struct api_request *r, size_t i, const char *text, size_t 
 
 void api_render_stream_end(const struct api_request *r, struct cfg_buf *out)
 {
-    if (r->include_usage) {
+    if (r->include_usage || r->routing) {
         chunk_begin(r, out);
         cfg_buf_puts(out, "]");
-        usage(r, out);
+        if (r->include_usage) usage(r, out);
+        api_render_routing(r, out);
         cfg_buf_puts(out, "}\n\n");
     }
     cfg_buf_puts(out, "data: [DONE]\n\n");
@@ -317,6 +318,7 @@ void api_body(struct api_request *r, struct cfg_buf *out)
     }
     cfg_buf_puts(out, "]");
     usage(r, out);
+    api_render_routing(r, out);
     if (r->kind == API_CHAT && r->return_token_ids) prompt_ids(&r->prompts[0], out);
     cfg_buf_puts(out, "}");
 }

@@ -37,6 +37,7 @@ static const struct api_field shared_fields[] = {
     {"cache_salt", API_FIELD_READ, NULL},
     {"ignore_eos", API_FIELD_READ, NULL},
     {"return_token_ids", API_FIELD_READ, NULL},
+    {"return_routing", API_FIELD_READ, NULL},
     {"skip_special_tokens", API_FIELD_READ, NULL},
     {"include_stop_str_in_output", API_FIELD_READ, NULL},
     {"user", API_FIELD_STRING, NULL},
@@ -210,11 +211,20 @@ static int read_scheduling(struct api_request *r, const cJSON *root, struct api_
     return read_salt(r, root, err);
 }
 
+static int read_routing(struct api_request *r, const cJSON *root, struct api_error *err)
+{
+    bool wanted = false;
+    if (api_get_bool(root, "", "return_routing", &wanted, err)) return -1;
+    if (!wanted) return 0;
+    r->routing = sched_routing_new(r->env->info);
+    return r->routing ? 0 : api_no_memory(err);
+}
+
 static int read_shared(struct api_request *r, const cJSON *root, struct api_error *err)
 {
     int64_t n = 1;
     if (read_stream(r, root, err) || api_get_int(root, "n", 1, API_MAX_N, &n, err) ||
-        api_get_bool(root, "", "ignore_eos", &r->ignore_eos, err) ||
+        api_get_bool(root, "", "ignore_eos", &r->ignore_eos, err) || read_routing(r, root, err) ||
         api_get_bool(root, "", "return_token_ids", &r->return_token_ids, err) ||
         api_get_bool(root, "", "skip_special_tokens", &r->skip_special_tokens, err) ||
         api_get_bool(root, "", "include_stop_str_in_output", &r->include_stop, err) ||
@@ -396,6 +406,7 @@ void api_request_free(struct api_request *r)
         cfg_buf_free(&c->ids);
         cfg_buf_free(&c->text);
     }
+    sched_routing_unref(r->routing);
     cfg_buf_free(&r->head);
     cfg_arena_free(r->arena);
 }
@@ -434,6 +445,9 @@ void api_job(const struct api_request *r, size_t i, uint64_t id, struct sched_jo
         .priority = r->priority,
         .timeout_s = (double)r->timeout,
         .cache_salt = {r->cache_salt[0], r->cache_salt[1]},
+        .routing = r->routing,
+        .turns = p->turns,
+        .n_turns = p->n_turns,
         .score_prompt = r->echo && r->sampling.n_logprobs >= 0,
     };
     // Choice k of a prompt has the k-th seed of a sequence that starts with the request's own, so

@@ -19,7 +19,9 @@
 struct api_prompt {
     const int32_t *ids; /* [n], n >= 1 */
     size_t n;
-    int max_new;      /* tokens to generate at most */
+    int max_new;    /* tokens to generate at most */
+    int32_t *turns; /* [n_turns] where a chat's turns begin; completions: none */
+    size_t n_turns;
     const char *text; /* echo: the text repeated before the answer; else NULL */
     size_t text_len;
 };
@@ -63,6 +65,7 @@ struct api_request {
 
     bool stream, include_usage, echo, return_token_ids;
     bool skip_special_tokens, include_stop, ignore_eos;
+    struct sched_routing *routing; /* NULL, or asked for: counters of all its choices */
     bool seed_given, max_given;
     int64_t max_tokens;              /* when max_given */
     const char *max_name;            /* the field it came from */
@@ -122,6 +125,9 @@ void api_render_head(struct api_request *r);
  * comes with an empty delta. */
 void api_render_chunk(struct api_request *r, size_t i, const char *text, size_t n,
                       const char *finish, struct cfg_buf *out);
+/* `,"openmoed":{...}`: what the router did with the request's tokens (api_routing.c); nothing when
+ * it was not asked for. */
+void api_render_routing(const struct api_request *r, struct cfg_buf *out);
 void api_render_stream_end(const struct api_request *r, struct cfg_buf *out);
 
 #endif

@@ -25,6 +25,8 @@ static int run(const struct cfg_options *opt, struct engine *engine, struct erro
         .max_queued_tokens = opt->max_queued_tokens,
         .queue_timeout_s = opt->queue_timeout,
         .prefix_caching = opt->prefix_caching == CFG_ON && opt->capacity != CFG_CAPACITY_REFERENCE,
+        .max_expert_tokens = opt->max_expert_tokens,
+        .routing_table = opt->routing_table,
         .notify = server_notify,
         .notify_arg = server,
     };

@@ -104,6 +104,8 @@ static void render_requests(const struct metrics *m, const struct sched_stats *s
 {
     gauge(out, "requests_running", st->running, "Sequences that take part in the engine's steps.");
     gauge(out, "requests_waiting", st->waiting, "Sequences that wait to be scheduled.");
+    family(out, "tokens_waiting", "gauge", "Prompt tokens of the sequences that wait.");
+    cfg_buf_printf(out, "openmoed_tokens_waiting %zu\n", st->waiting_tokens);
     family(out, "requests_total", "counter", "Generation requests ended, by outcome.");
     for (int i = 0; i < METRICS_OUTCOMES; i++)
         cfg_buf_printf(out, "openmoed_requests_total{outcome=\"%s\"} %llu\n", outcome_names[i],
@@ -125,8 +127,7 @@ static void render_requests(const struct metrics *m, const struct sched_stats *s
               "From a streamed token's making to its bytes being with the socket.");
 }
 
-static void render_engine(const struct sched_stats *st, const struct engine_info *info,
-                          struct cfg_buf *out)
+static void render_engine(const struct sched_stats *st, struct cfg_buf *out)
 {
     counter(out, "prompt_tokens_total", st->prompt_tokens, "Prompt tokens computed.");
     counter(out, "generated_tokens_total", st->generated_tokens, "Tokens generated.");
@@ -138,6 +139,8 @@ static void render_engine(const struct sched_stats *st, const struct engine_info
             "Sequences that gave up their blocks to others, to be computed again.");
     counter(out, "recomputed_tokens_total", st->recomputed_tokens,
             "Tokens computed again after a preemption.");
+    counter(out, "deferrals_total", st->deferrals,
+            "Steps in which a prompt waited because its experts were expected to be full.");
     counter(out, "timeouts_total", st->timeouts, "Sequences ended by a time limit.");
     counter(out, "prefix_queried_tokens_total", st->prefix_queried_tokens,
             "Prompt tokens looked up in the prefix cache.");
@@ -146,19 +149,15 @@ static void render_engine(const struct sched_stats *st, const struct engine_info
     counter(out, "prefix_evictions_total", st->prefix_evictions, "Cached blocks evicted.");
     family(out, "kv_blocks", "gauge", "Blocks of the key and value cache.");
     cfg_buf_printf(out, "openmoed_kv_blocks{state=\"free\"} %d\n", st->kv_blocks_free);
+    cfg_buf_printf(out, "openmoed_kv_blocks{state=\"cached\"} %d\n", st->kv_blocks_cached);
     cfg_buf_printf(out, "openmoed_kv_blocks{state=\"total\"} %d\n", st->kv_blocks_total);
-    family(out, "expert_dropped_picks_total", "counter",
-           "Expert picks dropped for want of capacity, by layer.");
-    for (int i = 0; i < info->moe_layers && i < COUNT(st->dropped_picks); i++)
-        cfg_buf_printf(out, "openmoed_expert_dropped_picks_total{layer=\"%d\"} %llu\n",
-                       info->moe_layer_ids[i], (unsigned long long)st->dropped_picks[i]);
 }
 
 void metrics_render(const struct metrics *m, const struct sched_stats *stats,
                     const struct engine_info *info, struct cfg_buf *out)
 {
     render_requests(m, stats, out);
-    render_engine(stats, info, out);
+    render_engine(stats, out);
     family(out, "build_info", "gauge", "Always 1; the labels say what runs.");
     cfg_buf_puts(out, "openmoed_build_info{version=\"");
     label_value(out, OPENMOED_VERSION);

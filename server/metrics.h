@@ -41,5 +41,8 @@ void metrics_observe(struct metrics_histogram *h, double value, uint64_t times);
 void metrics_response(struct metrics *m, int status);
 void metrics_render(const struct metrics *m, const struct sched_stats *stats,
                     const struct engine_info *info, struct cfg_buf *out);
+/* metrics_routing.c: what the experts do; layers: [info->moe_layers] */
+void metrics_render_routing(const struct sched_routing *total, const struct sched_layer *layers,
+                            const struct engine_info *info, struct cfg_buf *out);
 
 #endif

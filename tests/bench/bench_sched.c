@@ -125,7 +125,7 @@ static double plan_alone(struct runner *r, struct plan_seq *copy)
         const int left = q->n_tokens - q->n_done;
         const bool decodes = left == 1 && q->n_done >= q->n_prompt;
         copy[i] = (struct plan_seq){
-            .order = q->order, .position = q->n_done, .prompt_left = decodes ? 0 : left};
+            .order = q->order, .prompt_left = decodes ? 0 : left, .tokens = q->tokens + q->n_done};
     }
     const struct plan_job *next = plan_next(&r->queue);
     const int rows = plan_step(&r->limits, copy, r->n_running, &turn);

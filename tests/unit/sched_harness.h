@@ -72,6 +72,8 @@ struct setup {
     size_t max_queued_tokens;
     double queue_timeout_s;
     bool prefix_caching;
+    int max_expert_tokens;
+    const char *routing_table;
 };
 static const struct setup roomy = {
     .max_seqs = 48, .max_step_tokens = 512, .max_queued = 64, .blocks = 400};
@@ -102,6 +104,8 @@ static inline struct harness *harness_open(const struct setup *set)
                                .max_queued_tokens = set->max_queued_tokens,
                                .queue_timeout_s = set->queue_timeout_s,
                                .prefix_caching = set->prefix_caching,
+                               .max_expert_tokens = set->max_expert_tokens,
+                               .routing_table = set->routing_table,
                                .notify = on_notify,
                                .notify_arg = h};
     if (sched_open(&h->sched, h->engine, &so, &err)) fail_msg("sched_open: %s", err.message);

@@ -554,7 +554,7 @@ static void test_conversations(void **state)
     int32_t *ids = NULL;
     size_t n = 0;
     struct error why;
-    assert_int_equal(engine_chat_encode(support.tokenizer, msgs, 6, &ids, &n, &why), 0);
+    assert_int_equal(engine_chat_encode(support.tokenizer, msgs, 6, &ids, &n, NULL, NULL, &why), 0);
     support.info.context = 1024;
     prompt_is(MSG
               "[{\"role\":\"developer\",\"content\":\"s\"},"

@@ -55,7 +55,7 @@ static void check(const struct engine_tokenizer *t, const struct engine_message 
     int32_t *got;
     size_t n_got, at = 0;
     struct error err = {0};
-    int rc = engine_chat_encode(t, msgs, n, &got, &n_got, &err);
+    int rc = engine_chat_encode(t, msgs, n, &got, &n_got, NULL, NULL, &err);
     if (rc) fail_msg("%s", err.message);
     for (size_t i = 0; i < n_parts; i++) {
         int32_t *ids = (int32_t *)&parts[i].id;
@@ -163,7 +163,8 @@ static void test_markers_in_messages(void **state)
     int32_t *ids;
     size_t n, controls = 0;
     struct error err;
-    assert_int_equal(engine_chat_encode(tok, msgs, COUNT(msgs), &ids, &n, &err), CFG_OK);
+    assert_int_equal(engine_chat_encode(tok, msgs, COUNT(msgs), &ids, &n, NULL, NULL, &err),
+                     CFG_OK);
     for (size_t i = 0; i < n; i++) {
         if (ids[i] > 2) continue;
         assert_true(controls < 4);
@@ -218,8 +219,9 @@ static void test_wrong_order(void **state)
         int32_t *ids = (int32_t[]){1};
         size_t n = 7;
         struct error err = {0};
-        assert_int_equal(engine_chat_encode(tok, cases[i].msgs, cases[i].n, &ids, &n, &err),
-                         CFG_EINVAL);
+        assert_int_equal(
+            engine_chat_encode(tok, cases[i].msgs, cases[i].n, &ids, &n, NULL, NULL, &err),
+            CFG_EINVAL);
         assert_null(ids);
         assert_int_equal(n, 0);
         assert_non_null(strstr(err.message, cases[i].word));

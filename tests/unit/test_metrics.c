@@ -96,11 +96,13 @@ static void figures_land_under_their_names(void **state)
         .waiting = 4,
         .kv_blocks_total = 50,
         .kv_blocks_free = 20,
+        .kv_blocks_cached = 8,
+        .waiting_tokens = 77,
+        .deferrals = 13,
         .steps = 6,
         .step_tokens = 7,
         .prompt_tokens = UINT64_C(10000000000000001),
         .generated_tokens = 9,
-        .dropped_picks = {10, 11, 99},
         .step_seconds = 1.5,
     };
     (void)state;
@@ -120,13 +122,13 @@ static void figures_land_under_their_names(void **state)
     assert_int_equal(value(page, "openmoed_requests_waiting"), 4);
     assert_int_equal(value(page, "openmoed_kv_blocks{state=\"free\"}"), 20);
     assert_int_equal(value(page, "openmoed_kv_blocks{state=\"total\"}"), 50);
+    assert_int_equal(value(page, "openmoed_kv_blocks{state=\"cached\"}"), 8);
+    assert_int_equal(value(page, "openmoed_tokens_waiting"), 77);
+    assert_int_equal(value(page, "openmoed_deferrals_total"), 13);
     assert_int_equal(value(page, "openmoed_steps_total"), 6);
     assert_int_equal(value(page, "openmoed_step_tokens_total"), 7);
     assert_int_equal(value(page, "openmoed_generated_tokens_total"), 9);
     assert_non_null(strstr(page, "\nopenmoed_prompt_tokens_total 10000000000000001\n"));
-    assert_int_equal(value(page, "openmoed_expert_dropped_picks_total{layer=\"3\"}"), 10);
-    assert_int_equal(value(page, "openmoed_expert_dropped_picks_total{layer=\"7\"}"), 11);
-    assert_null(strstr(page, " 99\n"));
     assert_true(value(page, "openmoed_step_seconds_total") == 1.5);
     assert_int_equal(value(page, "openmoed_requests_total{outcome=\"stop\"}"), 21);
     assert_int_equal(value(page, "openmoed_requests_total{outcome=\"length\"}"), 22);

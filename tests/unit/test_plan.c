@@ -345,50 +345,134 @@ static void the_youngest_tenants_last_yields(void **state)
     free(c);
 }
 
-/* Whatever the budget, a prompt stops at the last multiple of align that a chunk reaches, and still
- * ends. */
-static void aligned_chunks_stop_at_blocks(void **state)
+/* ---- expert load ------------------------------------------------------------------------------
+ */
+
+/* One layer of 4 experts, one pick a token: token t goes to expert t % 4, and 9 is unknown. */
+static struct routing_table *modulo_table(void)
 {
-    (void)state;
-    for (int budget = 2; budget < 100; budget += 7) {
-        struct plan_limits lim = {.max_seqs = 2, .max_step_tokens = budget, .align = 16};
-        struct plan_seq seqs[2] = {{.order = 1, .prompt_left = 333},
-                                   {.order = 2, .position = 32, .prompt_left = 75}};
-        struct plan_turn turn = {0};
-        int steps = 0;
-        while (seqs[0].prompt_left + seqs[1].prompt_left > 0) {
-            int rows = plan_step(&lim, seqs, 2, &turn), sum = 0;
-            for (int i = 0; i < 2; i++) {
-                sum += seqs[i].rows;
-                if (seqs[i].prompt_left == 0) continue;
-                int from = seqs[i].position, to = from + seqs[i].rows;
-                if (to / 16 > from / 16) assert_int_equal(to % 16, 0);
-                seqs[i].position = to;
-                seqs[i].prompt_left -= seqs[i].rows;
-            }
-            assert_int_equal(sum, rows);
-            assert_in_range(++steps, 1, 500);
-        }
-        assert_int_equal(seqs[0].position, 333);
-        assert_int_equal(seqs[1].position, 107);
+    struct error err = {0};
+    struct routing_table *t;
+    const struct routing_shape shape = {.layers = 1, .experts = 4, .topk = 1, .vocab = 16};
+    assert_int_equal(routing_table_open(&t, &shape, &err), CFG_OK);
+    for (int32_t token = 0; token < 8; token++) {
+        const int32_t expert = token % 4;
+        routing_table_learn(t, token, &expert, 1);
     }
+    return t;
 }
 
-/* With room for everything, a long prompt still stops on its way. */
-static void aligned_chunks_double(void **state)
+static void open_load(struct plan_load *load, const struct routing_table *t, int most)
+{
+    struct error err = {0};
+    assert_int_equal(plan_load_open(load, t, 1, 4, 1, most, &err), CFG_OK);
+}
+
+static void rows_fit_until_an_expert_is_full(void **state)
 {
     (void)state;
-    static const int stops[] = {64, 128, 256, 512, 992, 1000};
-    struct plan_limits lim = {.max_seqs = 1, .max_step_tokens = 4096, .align = 16};
-    struct plan_seq q = {.order = 1, .prompt_left = 1000};
+    static const int32_t ones[6] = {1, 1, 1, 1, 1, 1}, each[6] = {1, 2, 3, 4, 5, 6},
+                         unknown[20] = {9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9};
+    struct routing_table *t = modulo_table();
+    struct plan_load load;
+    open_load(&load, t, 3);
+    plan_load_begin(&load);
+    assert_int_equal(plan_load_add(&load, ones, 6, false), 3);
+    assert_int_equal(plan_load_add(&load, each, 6, false), 0); /* its first row goes there too */
+    assert_int_equal(plan_load_add(&load, each + 1, 5, false), 3); /* until 5 comes back to 1 */
+    assert_int_equal(plan_load_add(&load, ones, 2, true), 2);
+    plan_load_begin(&load);
+    /* Of the unknown a quarter each: 3 x 4 rows, then every expert is full for everybody. */
+    assert_int_equal(plan_load_add(&load, unknown, 20, false), 12);
+    assert_int_equal(plan_load_add(&load, ones, 1, false), 0);
+    plan_load_close(&load);
+    routing_table_close(t);
+}
+
+static void prompts_wait_for_their_experts(void **state)
+{
+    (void)state;
+    static int32_t flood[500], other[40], decode[1] = {1};
+    for (int i = 0; i < 500; i++) flood[i] = 1;
+    for (int i = 0; i < 40; i++) other[i] = 2 + i % 2;
+    struct routing_table *t = modulo_table();
+    struct plan_load load;
+    open_load(&load, t, 20);
+    struct plan_limits lim = {.max_seqs = 8, .max_step_tokens = 200, .load = &load};
     struct plan_turn turn = {0};
-    for (int i = 0; i < 6; i++) {
-        int rows = plan_step(&lim, &q, 1, &turn);
-        q.position += rows;
-        q.prompt_left -= rows;
-        assert_int_equal(q.position, stops[i]);
+    struct plan_seq seqs[3] = {{.order = 1, .tokens = decode},
+                               {.order = 2, .prompt_left = 500, .tokens = flood},
+                               {.order = 3, .prompt_left = 40, .tokens = other}};
+    assert_int_equal(plan_step(&lim, seqs, 3, &turn), 1 + 19 + 40);
+    assert_int_equal(seqs[0].rows, 1);
+    assert_int_equal(seqs[1].rows, 19); /* the decode is at the same expert */
+    assert_int_equal(seqs[2].rows, 40); /* nobody is in its way */
+    assert_int_equal(seqs[1].deferred, 0);
+    plan_load_close(&load);
+    routing_table_close(t);
+}
+
+/* Decodes that fill an expert keep prompts away from it, but not for ever, and only by so much. */
+static void nobody_starves_for_an_expert(void **state)
+{
+    (void)state;
+    enum { DECODES = 30, PROMPTS = 3, N = DECODES + PROMPTS };
+    static int32_t flood[100], decode[1] = {1};
+    for (int i = 0; i < 100; i++) flood[i] = 1;
+    struct routing_table *t = modulo_table();
+    struct plan_load load;
+    open_load(&load, t, 20);
+    struct plan_limits lim = {.max_seqs = 64, .max_step_tokens = 300, .load = &load};
+    struct plan_turn turn = {0};
+    struct plan_seq seqs[N];
+    for (int i = 0; i < N; i++)
+        seqs[i] = (struct plan_seq){.order = (uint64_t)i + 1, .tokens = decode};
+    for (int i = DECODES; i < N; i++) {
+        seqs[i].prompt_left = 100;
+        seqs[i].tokens = flood;
     }
-    assert_int_equal(q.prompt_left, 0);
+    int steps = 0, left = PROMPTS * 100, most = 0;
+    while (left > 0) {
+        const int rows = plan_step(&lim, seqs, N, &turn);
+        assert_true(rows <= DECODES + PLAN_LEAST);
+        most = rows > most ? rows : most;
+        for (int i = DECODES; i < N; i++) {
+            if (seqs[i].prompt_left == 0) continue;
+            if (seqs[i].prompt_left == seqs[i].rows) { /* through: it does not decode here */
+                left -= seqs[i].rows;
+                seqs[i].prompt_left = 0;
+                seqs[i].tokens = decode;
+                continue;
+            }
+            seqs[i].prompt_left -= seqs[i].rows;
+            left -= seqs[i].rows;
+        }
+        assert_in_range(++steps, 1, PROMPTS * (100 / PLAN_LEAST + 1) * (PLAN_PATIENCE + 1));
+    }
+    assert_int_equal(most, DECODES + PLAN_LEAST);
+    plan_load_close(&load);
+    routing_table_close(t);
+}
+
+/* A limit of one token still moves: the first row always fits an empty step. */
+static void the_smallest_limit_moves(void **state)
+{
+    (void)state;
+    static const int32_t tokens[30] = {1, 1, 1, 9, 9, 9, 9, 9, 9, 2};
+    struct routing_table *t = modulo_table();
+    struct plan_load load;
+    open_load(&load, t, 1);
+    struct plan_limits lim = {.max_seqs = 1, .max_step_tokens = 100, .load = &load};
+    struct plan_turn turn = {0};
+    struct plan_seq q = {.order = 1, .prompt_left = 30, .tokens = tokens};
+    for (int steps = 0; q.prompt_left > 0; steps++) {
+        assert_in_range(plan_step(&lim, &q, 1, &turn), 1, 4);
+        q.tokens += q.rows;
+        q.prompt_left -= q.rows;
+        assert_in_range(steps, 0, 29);
+    }
+    plan_load_close(&load);
+    routing_table_close(t);
 }
 
 int main(void)
@@ -410,8 +494,10 @@ int main(void)
         cmocka_unit_test(who_yields_returns_to_its_place),
         cmocka_unit_test(who_is_held_is_passed_over),
         cmocka_unit_test(the_youngest_tenants_last_yields),
-        cmocka_unit_test(aligned_chunks_stop_at_blocks),
-        cmocka_unit_test(aligned_chunks_double),
+        cmocka_unit_test(rows_fit_until_an_expert_is_full),
+        cmocka_unit_test(prompts_wait_for_their_experts),
+        cmocka_unit_test(nobody_starves_for_an_expert),
+        cmocka_unit_test(the_smallest_limit_moves),
     };
     return cmocka_run_group_tests_name("plan", tests, NULL, NULL);
 }

@@ -49,6 +49,15 @@ static void mix_with_common_beginnings(unsigned seed)
     }
 }
 
+static uint64_t dropped_of(struct harness *h)
+{
+    struct sched_routing *g = sched_routing_total(h->sched);
+    uint64_t n = 0;
+    for (int i = 0; i < g->layers * g->experts; i++) n += g->by_expert[i].dropped;
+    sched_routing_unref(g);
+    return n;
+}
+
 /* Every answer of the mix, each job run with nothing beside it or before it. */
 static struct answer *answers_alone(const struct setup *mode, uint64_t *dropped)
 {
@@ -60,9 +69,7 @@ static struct answer *answers_alone(const struct setup *mode, uint64_t *dropped)
     struct answer *answers = malloc(sizeof(h->answers));
     assert_non_null(answers);
     memcpy(answers, h->answers, sizeof(h->answers));
-    struct sched_stats st = stats_of(h);
-    *dropped = 0;
-    for (int l = 0; l < engine_info(h->engine)->moe_layers; l++) *dropped += st.dropped_picks[l];
+    *dropped = dropped_of(h);
     harness_close(h);
     return answers;
 }

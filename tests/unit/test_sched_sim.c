@@ -125,7 +125,8 @@ static int32_t pick(uint64_t h, int n_sampled)
 static int sim_step(struct engine *e, const struct engine_rows *rows, int n_rows, uint64_t *dropped,
                     struct engine_routing *routing, struct error *err)
 {
-    (void)e, (void)dropped, (void)routing;
+    (void)e, (void)dropped;
+    int row = 0;
     if (sim.n_fail > 0) {
         sim.n_fail--;
         return cfg_fail(err, CFG_EIO, "the engine fails");
@@ -134,6 +135,8 @@ static int sim_step(struct engine *e, const struct engine_rows *rows, int n_rows
         for (int k = 0; k < rows[i].n_tokens; k++) {
             int at = rows[i].position + k;
             uint64_t kept = rows[i].spent ? spend(rows[i].spent, rows[i].tokens[k]) : 1;
+            routing->experts[row] = rows[i].tokens[k] % BUDGET;
+            routing->kept[row++] = (uint8_t)kept;
             sim.kv[rows[i].blocks[at / BLOCK] * BLOCK + at % BLOCK] =
                 (struct slot){rows[i].tokens[k] * 2 + (int32_t)kept, at};
         }
@@ -267,6 +270,9 @@ static void open_schedule(struct schedule *s)
                                     .context = CONTEXT,
                                     .block_size = BLOCK,
                                     .n_blocks = 2 + below(one_in(2) ? 16 : MAX_BLOCKS - 2),
+                                    .moe_layers = 1,
+                                    .experts = BUDGET,
+                                    .topk = 1,
                                     .budget_len = isolated ? BUDGET : 0};
     sim.now = 1;
     sim.n_fail = 0;
@@ -276,7 +282,8 @@ static void open_schedule(struct schedule *s)
                                     .max_step_tokens = seqs + below(one_in(2) ? 8 : 100),
                                     .max_queued = MAX_JOBS,
                                     .queue_timeout_s = one_in(8) ? 20 : 0,
-                                    .prefix_caching = !one_in(4)};
+                                    .prefix_caching = !one_in(4),
+                                    .max_expert_tokens = one_in(3) ? 1 + below(8) : 0};
     if (runner_init(&s->r, NULL, &s->opt, &err)) FAIL("runner_init: %s", err.message);
     make_jobs(s, isolated);
 }
@@ -381,7 +388,7 @@ static void one_step(struct schedule *s)
 }
 
 struct totals {
-    uint64_t preemptions, hits, evictions, timeouts;
+    uint64_t preemptions, hits, evictions, timeouts, deferrals;
     long steps;
 };
 
@@ -407,6 +414,7 @@ static void run_schedule(unsigned seed, struct totals *sum)
     sum->hits += s.r.stats.prefix_hit_tokens;
     sum->evictions += s.r.stats.prefix_evictions;
     sum->timeouts += s.r.stats.timeouts;
+    sum->deferrals += s.r.stats.deferrals;
     sum->steps += s.step;
     runner_deinit(&s.r);
 }
@@ -422,15 +430,16 @@ static void random_schedules(void **state)
     }
     for (unsigned seed = 1; seed <= N_SCHEDULES; seed++) run_schedule(seed, &sum);
     print_message("%ld steps, %llu preemptions, %llu tokens from the cache, %llu "
-                  "evictions, %llu "
-                  "timeouts\n",
+                  "evictions, %llu timeouts, %llu deferrals\n",
                   sum.steps, (unsigned long long)sum.preemptions, (unsigned long long)sum.hits,
-                  (unsigned long long)sum.evictions, (unsigned long long)sum.timeouts);
+                  (unsigned long long)sum.evictions, (unsigned long long)sum.timeouts,
+                  (unsigned long long)sum.deferrals);
     /* The schedules meet what they are meant to meet. */
     assert_true(sum.preemptions > N_SCHEDULES / 10);
     assert_true(sum.hits > N_SCHEDULES);
     assert_true(sum.evictions > N_SCHEDULES / 10);
     assert_true(sum.timeouts > N_SCHEDULES / 100);
+    assert_true(sum.deferrals > N_SCHEDULES);
 }
 
 int main(void)
