@@ -177,7 +177,7 @@ def test_reading_the_page_changes_no_engine_figure(daemon):
     assert {name for name, _ in changed} <= {"openmoed_http_responses_total"}
 
 
-def test_expert_drops_by_layer(start):
+def test_expert_drops_by_layer_and_expert(start):
     """Dropless drops nothing; the published rule does when many rows choose alike."""
     for mode in ("dropless", "reference"):
         daemon = start("--expert-capacity", mode)
@@ -185,5 +185,6 @@ def test_expert_drops_by_layer(start):
             client.chat.completions.create(
                 model=MODEL, messages=[user("hello " * 400)], max_tokens=1)
         samples = page(daemon).families["openmoed_expert_dropped_picks_total"][1]
-        assert [labels for _, labels in samples] == ['layer="1"', 'layer="3"', 'layer="5"']
+        assert [labels for _, labels in samples] == [
+            f'layer="{layer}",expert="{expert}"' for layer in (1, 3, 5) for expert in range(8)]
         assert (sum(samples.values()) > 0) == (mode == "reference")
