@@ -43,6 +43,8 @@ int cfg_fail(struct error *err, int code, const char *fmt, ...) CFG_PRINTF(3, 4)
 
 enum cfg_device { CFG_DEVICE_AUTO, CFG_DEVICE_CPU, CFG_DEVICE_CUDA };
 enum cfg_dtype { CFG_DTYPE_AUTO, CFG_DTYPE_F32, CFG_DTYPE_BF16 };
+enum cfg_kv_dtype { CFG_KV_AUTO, CFG_KV_FP8 };
+enum cfg_quantization { CFG_QUANTIZE_NONE, CFG_QUANTIZE_FP8, CFG_QUANTIZE_INT8 };
 enum cfg_capacity { CFG_CAPACITY_DROPLESS, CFG_CAPACITY_REFERENCE, CFG_CAPACITY_ISOLATED };
 enum cfg_switch { CFG_OFF, CFG_ON };
 enum cfg_load_format { CFG_LOAD_AUTO, CFG_LOAD_DUMMY };
@@ -53,13 +55,18 @@ enum cfg_log_format { CFG_LOG_TEXT, CFG_LOG_JSON };
  * options.c is the only place where names, defaults, ranges and help texts stand; --help, the
  * OPENMOED_* variables and the --config file are all driven by it. */
 struct cfg_options {
-    char *model;                /* --model: folder, or a preset's name with --load-format dummy */
-    char *served_model_name;    /* --served-model-name, or the last part of --model */
-    char *host;                 /* --host: address to listen on */
-    int port;                   /* --port: 0 = any free port, which is logged */
-    enum cfg_device device;     /* --device */
-    enum cfg_dtype dtype;       /* --dtype: auto = the checkpoint's */
-    int max_model_len;          /* --max-model-len: tokens; 0 = the model's context */
+    char *model;             /* --model: folder, or a preset's name with --load-format dummy */
+    char *served_model_name; /* --served-model-name, or the last part of --model */
+    char *host;              /* --host: address to listen on */
+    int port;                /* --port: 0 = any free port, which is logged */
+    enum cfg_device device;  /* --device */
+    int gpu;                 /* --device cuda:N */
+    double gpu_memory_utilization;         /* --gpu-memory-utilization: share of what is free */
+    enum cfg_kv_dtype kv_cache_dtype;      /* --kv-cache-dtype */
+    enum cfg_quantization quantization;    /* --quantization */
+    enum cfg_switch fast_nondeterministic; /* --fast-nondeterministic */
+    enum cfg_dtype dtype;                  /* --dtype: auto = the checkpoint's */
+    int max_model_len;                     /* --max-model-len: tokens; 0 = the model's context */
     int threads;                /* --threads: compute threads; 0 = the CPUs this process may use */
     char *cpu_isa;              /* --cpu-isa: auto|reference|generic|avx2|avx512|amx */
     enum cfg_capacity capacity; /* --expert-capacity */

@@ -11,6 +11,8 @@
 #include <string.h>
 
 static const char *const devices[] = {"auto", "cpu", "cuda", NULL};
+static const char *const kv_dtypes[] = {"auto", "fp8", NULL};
+static const char *const quantizations[] = {"none", "fp8", "int8", NULL};
 static const char *const dtypes[] = {"auto", "f32", "bf16", NULL};
 static const char *const isas[] = {"auto", "reference", "generic", "avx2", "avx512", "amx", NULL};
 static const char *const capacities[] = {"dropless", "reference", "isolated", NULL};
@@ -36,8 +38,23 @@ const struct option cfg_option_table[] = {
      .help = "Address to listen on."},
     {"port", "N", OPTION_INT, FIELD(port), .initial = "8000", .max = 65535,
      .help = "Port to listen on; 0 takes any free one, and the log says which."},
-    {"device", "DEVICE", OPTION_CHOICE, FIELD(device), .initial = "auto", .choices = devices,
-     .help = "Where the model runs; auto takes a GPU where there is one and the build supports it."},
+    {"device", "DEVICE", OPTION_DEVICE, FIELD(device), .initial = "auto", .choices = devices,
+     .help = "Where the model runs; auto takes the first GPU if it can be used, else the CPU, and "
+             "the log says why; cuda:N is GPU N, counted from 0."},
+    {"gpu-memory-utilization", "SHARE", OPTION_SHARE, FIELD(gpu_memory_utilization),
+     .initial = "0.9",
+     .help = "Of the GPU memory that is free at start, what the daemon may use."},
+    {"kv-cache-dtype", "TYPE", OPTION_CHOICE, FIELD(kv_cache_dtype), .initial = "auto",
+     .choices = kv_dtypes,
+     .help = "Type of keys and values on a GPU; auto is that of --dtype, fp8 (e4m3) takes half the "
+             "memory of bf16."},
+    {"quantization", "TYPE", OPTION_CHOICE, FIELD(quantization), .initial = "none",
+     .choices = quantizations,
+     .help = "Matrices on a GPU in 8 bits, one scale an output; the arithmetic stays bf16."},
+    {"fast-nondeterministic", "SWITCH", OPTION_CHOICE, FIELD(fast_nondeterministic),
+     .initial = "off", .choices = switches,
+     .help = "On a GPU, kernels that are faster but whose results depend on what else runs in the "
+             "same step."},
     {"dtype", "TYPE", OPTION_CHOICE, FIELD(dtype), .initial = "auto", .choices = dtypes,
      .help = "Type of weights, keys and values; auto takes bf16 for a bf16 checkpoint, else f32."},
     {"max-model-len", "N", OPTION_INT, FIELD(max_model_len), .initial = "0", .max = MANY,
@@ -176,6 +193,16 @@ static int find_choice(const struct option *o, const char *text, struct error *e
     return cfg_fail(err, CFG_EINVAL, "\"%.*s\" is not one of %s", shown(text), text, list);
 }
 
+/* A decimal number above 0 and at most 1, as 0.9; no sign, no exponent. */
+static int read_share(const char *text, double *value, struct error *err)
+{
+    char *end;
+    *value = strspn(text, "0123456789.") == strlen(text) ? strtod(text, &end) : 0;
+    if (*value > 0 && *value <= 1 && !*end) return CFG_OK;
+    return cfg_fail(err, CFG_EINVAL, "\"%.*s\" is not a number above 0 and at most 1", shown(text),
+                    text);
+}
+
 /* Digits only: no sign, no space. False when it is something else or does not fit. *end is where
  * the digits stop. */
 static bool read_digits(const char *text, uint64_t *value, const char **end)
@@ -217,6 +244,23 @@ static int read_size(const struct option *o, const char *text, uint64_t *value, 
                     shown(text), text, (unsigned long long)o->min, (unsigned long long)o->max);
 }
 
+static int read_device(const struct option *o, const char *text, struct cfg_options *opt,
+                       struct error *err)
+{
+    const char *end;
+    uint64_t gpu = 0;
+    int rc = CFG_DEVICE_CUDA;
+    if (strncmp(text, "cuda:", 5) != 0)
+        rc = find_choice(o, text, err);
+    else if (!read_digits(text + 5, &gpu, &end) || *end || gpu > 1023)
+        return cfg_fail(err, CFG_EINVAL,
+                        "\"%.*s\": the number of a GPU must follow cuda:", shown(text), text);
+    if (rc < 0) return rc;
+    opt->device = (enum cfg_device)rc;
+    opt->gpu = (int)gpu;
+    return CFG_OK;
+}
+
 static int check_secret(const char *text, struct error *err)
 {
     for (const char *c = text; *c; c++) {
@@ -255,6 +299,10 @@ int cfg_option_set(struct cfg_options *opt, const struct option *o, const char *
         rc = read_size(o, text, &number, err);
         if (rc == CFG_OK) *(size_t *)where = (size_t)number;
         return rc;
+    case OPTION_SHARE:
+        return read_share(text, where, err);
+    case OPTION_DEVICE:
+        return read_device(o, text, opt, err);
     case OPTION_U64:
         rc = read_number(o, text, &number, err);
         if (rc == CFG_OK) *(uint64_t *)where = number;

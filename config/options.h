@@ -15,6 +15,8 @@ enum option_kind {
     OPTION_INT,    /* int */
     OPTION_SIZE,   /* size_t: bytes, suffixes K M G */
     OPTION_U64,    /* uint64_t */
+    OPTION_SHARE,  /* double above 0, at most 1 */
+    OPTION_DEVICE, /* one of choices, or cuda:N: sets device and gpu */
     OPTION_CONFIG, /* --config itself: checked here, read by sources.c */
     OPTION_HELP,   /* flags without a value */
     OPTION_VERSION,

@@ -12,6 +12,7 @@
 #include "config/options.h"
 
 static const char env_prefix[] = "OPENMOED_";
+static const char cuda_library[] = "OPENMOED_CUDA_LIBRARY"; /* no option: engine/cuda_load.c */
 static const double max_exact = 9007199254740992.0; /* 2^53: doubles skip integers above it */
 
 /* ---- flags ----------------------------------------------------------------------------------- */
@@ -121,6 +122,7 @@ static int apply_variable(struct cfg_options *opt, const char *entry, struct err
 {
     size_t n = strcspn(entry, "=");
     if (!entry[n]) return CFG_OK; /* no assignment at all */
+    if (n == sizeof cuda_library - 1 && memcmp(entry, cuda_library, n) == 0) return CFG_OK;
     const char *value = entry + n + 1;
     const struct option *o = find_variable(entry, n);
     int rc = o ? cfg_option_set(opt, o, value, err)
@@ -181,7 +183,8 @@ static int apply_entry(struct cfg_options *opt, const cJSON *entry, bool *seen, 
     if (seen[index]) return cfg_fail(err, CFG_EINVAL, "stands twice, in two spellings");
     seen[index] = true;
 
-    bool numeric = o->kind == OPTION_INT || o->kind == OPTION_SIZE || o->kind == OPTION_U64;
+    bool numeric = o->kind == OPTION_INT || o->kind == OPTION_SIZE || o->kind == OPTION_U64 ||
+                   o->kind == OPTION_SHARE;
     if (cJSON_IsString(entry)) return cfg_option_set(opt, o, entry->valuestring, err);
     if (!numeric || !cJSON_IsNumber(entry))
         return cfg_fail(err, CFG_EINVAL, "expected %s, got %s",

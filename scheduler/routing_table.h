@@ -31,7 +31,8 @@ struct routing_shape {
 };
 
 struct routing_table;
-/* Empty. CFG_EUNSUPPORTED for more than ROUTING_MAX_EXPERTS experts. */
+/* Empty. CFG_EUNSUPPORTED for more than ROUTING_MAX_EXPERTS experts or 65,536 of all layers
+ * together, CFG_EINVAL for an impossible shape. */
 int routing_table_open(struct routing_table **out, const struct routing_shape *shape,
                        struct error *err) CFG_WARN_UNUSED;
 void routing_table_close(struct routing_table *t); /* t may be NULL */
@@ -50,7 +51,8 @@ int routing_table_predict(const struct routing_table *t, int layer, int32_t toke
  * topk) entries. Where `index` is layer * experts + expert, `load` is in ROUTING_ONE-ths of a pick;
  * for one layer they add up to topk * ROUTING_ONE (less rounding), none above ROUTING_ONE. A token
  * the table never saw yields no entries for that layer: it is expected to spread evenly. Returns
- * the number of entries. */
+ * the number of entries; none for ids outside the vocabulary. With topk above ROUTING_SLOTS the
+ * rest of the sum goes to other experts in turn. */
 struct routing_load {
     uint16_t index, load;
 };

@@ -39,11 +39,11 @@ void api_error_event(const struct api_error *err, struct cfg_buf *out);
 struct api_env {
     const struct engine_info *info;
     const struct engine_tokenizer *tokenizer; /* NULL: token-id prompts only */
-    const char *model_name;                   /* --served-model-name */
-    int64_t created;                          /* unix seconds: /v1/models */
-    uint64_t secret[2];                       /* random: keys the hash of cache_salt */
-    uint64_t seed;                            /* --seed; 0 = a random one for each request */
-    int max_choices;                          /* n times prompts, at most */
+    const char *model_name; /* --served-model-name; NULL: none that this caller may use */
+    int64_t created;        /* unix seconds: /v1/models */
+    uint64_t secret[2];     /* random: keys the hash of cache_salt */
+    uint64_t seed;          /* --seed; 0 = a random one for each request */
+    int max_choices;        /* n times prompts, at most */
 };
 
 enum api_kind { API_CHAT, API_COMPLETION };

@@ -14,13 +14,12 @@
 
 void generate_parse_chat(struct request *r)
 {
-    (void)!api_parse(&r->api, API_CHAT, r->body.data, r->body.len, &r->server->env, &r->error);
+    (void)!api_parse(&r->api, API_CHAT, r->body.data, r->body.len, r->env, &r->error);
 }
 
 void generate_parse_completion(struct request *r)
 {
-    (void)!api_parse(&r->api, API_COMPLETION, r->body.data, r->body.len, &r->server->env,
-                     &r->error);
+    (void)!api_parse(&r->api, API_COMPLETION, r->body.data, r->body.len, r->env, &r->error);
 }
 
 static int refused(struct api_error *out, const struct error *err)
@@ -37,6 +36,19 @@ static int refused(struct api_error *out, const struct error *err)
     }
 }
 
+/* Fills the jobs and adds up what they may need. */
+static void make_jobs(struct request *r, struct sched_job *jobs, size_t n)
+{
+    r->reserved = api_prompt_tokens(r->api);
+    for (size_t i = 0; i < n; i++) {
+        api_job(r->api, i, r->server->next_job + i, &jobs[i]);
+        r->reserved += (size_t)jobs[i].max_new;
+        if (r->tenant == NULL) continue;
+        jobs[i].tenant = r->tenant->number;
+        jobs[i].weight = r->tenant->rules.weight;
+    }
+}
+
 static int submit(struct request *r)
 {
     struct server *s = r->server;
@@ -48,10 +60,17 @@ static int submit(struct request *r)
         free(jobs);
         return api_fail(&r->error, 500, NULL, NULL, "There is no memory for the request.");
     }
-    for (size_t i = 0; i < n; i++) api_job(r->api, i, s->next_job + i, &jobs[i]);
+    make_jobs(r, jobs, n);
+    if (keys_admit(r->tenant, r->reserved, cfg_now(), &r->retry_after, &r->error) != 0) {
+        free(jobs);
+        return -1;
+    }
     int rc = sched_submit_all(s->sched, jobs, n, &err);
     free(jobs);
-    if (rc != CFG_OK) return refused(&r->error, &err);
+    if (rc != CFG_OK) {
+        keys_undo(r->tenant, r->reserved, cfg_now());
+        return refused(&r->error, &err);
+    }
     r->first_job = s->next_job;
     r->n_jobs = r->jobs_left = n;
     s->next_job += n;
@@ -95,6 +114,8 @@ static void settle(struct request *r, enum metrics_outcome outcome)
     const double seconds = cfg_now() - r->began;
     r->counted = true;
     r->server->metrics.requests[outcome]++;
+    keys_settle(r->tenant, r->reserved, api_prompt_tokens(r->api), api_completion_tokens(r->api),
+                cfg_now());
     metrics_observe(&r->server->metrics.duration, seconds, 1);
     cfg_log(CFG_LOG_INFO,
             "request: id=%s outcome=%s stream=%d prompt_tokens=%zu completion_tokens=%zu "

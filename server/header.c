@@ -74,14 +74,3 @@ int header_check(const struct header *h, const char *version, struct api_error *
         return api_fail(err, 400, NULL, NULL, "The Host header is not a host.");
     return 0;
 }
-
-bool header_key_matches(const char *key, const char *authorization)
-{
-    if (authorization == NULL || strncasecmp(authorization, "Bearer ", 7) != 0) return false;
-    const char *given = authorization + 7;
-    while (*given == ' ') given++;
-    const size_t n = strlen(given), m = strlen(key);
-    unsigned char diff = n != m;
-    for (size_t i = 0; i < n; i++) diff |= (unsigned char)(given[i] ^ key[m > 0 ? i % m : 0]);
-    return diff == 0;
-}

@@ -22,8 +22,5 @@ void header_add(struct header *h, const char *name, const char *value);
  * proxy in front might read in two ways. The connection must not be used after a refusal. */
 int header_check(const struct header *h, const char *version,
                  struct api_error *err) CFG_WARN_UNUSED;
-/* Whether an Authorization value (or NULL) carries the bearer key. Its time tells nothing of how
- * much of the key was right. */
-bool header_key_matches(const char *key, const char *authorization);
 
 #endif

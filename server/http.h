@@ -15,6 +15,7 @@
 
 #include "server/api.h"
 #include "server/jobs.h"
+#include "server/keys.h"
 #include "server/metrics.h"
 #include "server/server.h"
 
@@ -64,6 +65,10 @@ struct request {
     double began;      /* cfg_now() at the end of the header */
     const char *allow; /* 405: the methods that would do */
 
+    struct keys_tenant *tenant; /* held; NULL: no key is needed */
+    const struct api_env *env;  /* the server's env, or no_model */
+    int retry_after;            /* 429: seconds; 0 = trying again is of no use */
+
     struct cfg_buf body;
     size_t received; /* bytes of body, kept or not */
 
@@ -76,6 +81,7 @@ struct request {
     struct api_request *api;
     uint64_t first_job;
     size_t n_jobs, jobs_left;
+    size_t reserved;    /* tokens it may need in all: charged to the tenant */
     double *last_token; /* [n_jobs] time of each choice's latest token, 0 = none */
     enum metrics_outcome outcome;
     bool accepted, counted;
@@ -100,6 +106,8 @@ struct server {
     struct engine *engine;
     struct sched *sched;
     struct api_env env;
+    struct api_env no_model; /* the same for who may not use the model: model_name is NULL */
+    struct keys *keys;       /* NULL: no key is needed */
     struct metrics metrics;
 
     uv_loop_t loop;
@@ -107,7 +115,7 @@ struct server {
     uv_poll_t mhd_poll;   /* libmicrohttpd's epoll descriptor */
     uv_timer_t mhd_timer; /* its next timeout */
     uv_timer_t tick;      /* slow senders, load state, end of the drain */
-    uv_signal_t sigterm, sigint;
+    uv_signal_t sigterm, sigint, sighup;
 
     struct MHD_Daemon *mhd;
     int listen_fd;

@@ -116,6 +116,17 @@ static void on_signal(uv_signal_t *sig, int signum)
     uv_timer_start(&s->tick, on_tick, 0, LOADING_TICK_MS);
 }
 
+static void on_reload(uv_signal_t *sig, int signum)
+{
+    struct server *s = sig->data;
+    struct error err = {0};
+    (void)signum;
+    if (s->opt->api_key_file == NULL)
+        cfg_log(CFG_LOG_INFO, "SIGHUP: there is no --api-key-file to read again");
+    else if (keys_reload(s->keys, cfg_now(), &err) != CFG_OK)
+        cfg_log(CFG_LOG_ERROR, "SIGHUP: %s; the keys known so far stay in force", err.message);
+}
+
 static void on_wake(uv_async_t *a)
 {
     struct server *s = a->data;
@@ -140,8 +151,9 @@ static int init_handles(struct server *s)
     (void)uv_timer_init(&s->loop, &s->tick);
     (void)uv_signal_init(&s->loop, &s->sigterm);
     (void)uv_signal_init(&s->loop, &s->sigint);
+    (void)uv_signal_init(&s->loop, &s->sighup);
     s->wake.data = s->mhd_timer.data = s->tick.data = s;
-    s->sigterm.data = s->sigint.data = s;
+    s->sigterm.data = s->sigint.data = s->sighup.data = s;
     return 0;
 }
 
@@ -180,8 +192,12 @@ int server_open(struct server **out, const struct cfg_options *opt, struct engin
         rc = cfg_fail(err, CFG_EIO, "the system gave no random numbers");
         goto free_server;
     }
-    rc = listen_open(opt->host, opt->port, &s->listen_fd, &s->url, &loopback, err);
+    s->no_model = s->env;
+    s->no_model.model_name = NULL;
+    rc = keys_open(&s->keys, opt->api_key_file, opt->api_key, err);
     if (rc != CFG_OK) goto free_server;
+    rc = listen_open(opt->host, opt->port, &s->listen_fd, &s->url, &loopback, err);
+    if (rc != CFG_OK) goto close_keys;
     rc = uv_loop_init(&s->loop);
     if (rc != 0) {
         rc = cfg_fail(err, CFG_EIO, "event loop: %s", uv_strerror(rc));
@@ -192,7 +208,7 @@ int server_open(struct server **out, const struct cfg_options *opt, struct engin
         rc = cfg_fail(err, CFG_EIO, "event loop: %s", uv_strerror(rc));
         goto close_loop;
     }
-    if (!loopback && opt->api_key == NULL)
+    if (!loopback && s->keys == NULL)
         cfg_log(CFG_LOG_WARN, "%s answers other machines without a key: set --api-key", s->url);
     *out = s;
     return CFG_OK;
@@ -202,6 +218,8 @@ close_loop:
 close_socket:
     close(s->listen_fd);
     free(s->url);
+close_keys:
+    keys_close(s->keys);
 free_server:
     free(s);
     return rc;
@@ -254,6 +272,7 @@ static int start_http(struct server *s, struct error *err)
     rc = uv_poll_start(&s->mhd_poll, UV_READABLE, on_mhd_readable);
     if (rc == 0) rc = uv_signal_start(&s->sigterm, on_signal, SIGTERM);
     if (rc == 0) rc = uv_signal_start(&s->sigint, on_signal, SIGINT);
+    if (rc == 0) rc = uv_signal_start(&s->sighup, on_reload, SIGHUP);
     if (rc == 0) rc = uv_timer_start(&s->tick, on_tick, 0, LOADING_TICK_MS);
     if (rc != 0) return cfg_fail(err, CFG_EIO, "event loop: %s", uv_strerror(rc));
     return CFG_OK;
@@ -320,6 +339,7 @@ void server_close(struct server *s)
     (void)uv_run(&s->loop, UV_RUN_DEFAULT); /* closes, and waits for workers */
     (void)uv_loop_close(&s->loop);
     close(s->listen_fd);
+    keys_close(s->keys);
     free(s->url);
     sched_events_free(&s->events);
     jobs_free(&s->jobs);

@@ -29,6 +29,7 @@ void request_unref(struct request *r)
 {
     if (--r->refs > 0) return;
     api_request_free(r->api);
+    keys_release(r->tenant);
     request_drop_body(r);
     cfg_buf_free(&r->reply);
     cfg_buf_free(&r->out);
@@ -46,6 +47,8 @@ static struct request *request_new(struct server *s, struct MHD_Connection *mhd)
         return NULL;
     }
     r->server = s;
+    r->env = &s->env;
+    r->retry_after = 1;
     r->mhd = mhd;
     r->conn = info->socket_context;
     r->conn->request = r;
@@ -208,12 +211,23 @@ void request_fail(struct request *r, const struct api_error *err)
     request_reply(r, err->status, "application/json", &b);
 }
 
+static void add_limit_headers(const struct request *r, struct MHD_Response *resp)
+{
+    struct keys_header h[KEYS_HEADERS];
+    const size_t n = keys_headers(r->tenant, cfg_now(), h);
+    for (size_t i = 0; i < n; i++) MHD_add_response_header(resp, h[i].name, h[i].value);
+    if (r->status != 429 || r->retry_after == 0) return;
+    char seconds[16];
+    snprintf(seconds, sizeof seconds, "%d", r->retry_after);
+    MHD_add_response_header(resp, "Retry-After", seconds);
+}
+
 static void add_headers(const struct request *r, struct MHD_Response *resp)
 {
+    add_limit_headers(r, resp);
     MHD_add_response_header(resp, "x-request-id", r->id);
     if (r->status == 405 && r->allow != NULL) MHD_add_response_header(resp, "Allow", r->allow);
     if (r->status == 401) MHD_add_response_header(resp, "WWW-Authenticate", "Bearer");
-    if (r->status == 429) MHD_add_response_header(resp, "Retry-After", "1");
     if (r->status == 503) MHD_add_response_header(resp, "Retry-After", "5");
     if (r->server->state == SERVER_DRAINING) MHD_add_response_header(resp, "Connection", "close");
 }
@@ -254,6 +268,21 @@ static enum MHD_Result add_line(void *cls, enum MHD_ValueKind kind, const char *
     return MHD_YES;
 }
 
+/* Who asks, and whether the model exists for them. */
+static int check_key(struct request *r, const struct header *h)
+{
+    struct server *s = r->server;
+    if (s->keys == NULL) return 0;
+    r->tenant = keys_find(s->keys, h->authorization);
+    if (r->tenant == NULL)
+        return api_fail(&r->error, 401, "invalid_api_key", NULL,
+                        h->authorization == NULL
+                            ? "An API key is needed, as the header Authorization: Bearer KEY."
+                            : "The API key is not right.");
+    if (!keys_allows(r->tenant, s->env.model_name)) r->env = &s->no_model;
+    return 0;
+}
+
 static int check_request(struct request *r, const char *url, const char *method,
                          const struct header *h)
 {
@@ -265,12 +294,7 @@ static int check_request(struct request *r, const char *url, const char *method,
     if (r->route == NULL)
         return api_fail(err, 405, NULL, NULL, "%.200s does not take %s, only %s.", url, method,
                         r->allow);
-    if (r->route->needs_key && s->opt->api_key != NULL &&
-        !header_key_matches(s->opt->api_key, h->authorization))
-        return api_fail(err, 401, "invalid_api_key", NULL,
-                        h->authorization == NULL
-                            ? "An API key is needed, as the header Authorization: Bearer KEY."
-                            : "The API key is not right.");
+    if (r->route->needs_key && check_key(r, h) != 0) return -1;
     if (r->route->parse == NULL) return 0;
     if (h->other_type)
         return api_fail(err, 415, NULL, NULL, "Content-Type must be application/json.");

@@ -4,6 +4,7 @@
 // generate are in generate.c.
 #include "server/http.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 static const char json_type[] = "application/json";
@@ -44,6 +45,19 @@ static void handle_version(struct request *r, const char *url)
     request_reply(r, 200, json_type, &b);
 }
 
+static void add_routing(struct request *r, struct cfg_buf *out)
+{
+    const struct engine_info *info = r->server->env.info;
+    struct sched_layer *layers = calloc((size_t)info->moe_layers + 1, sizeof *layers);
+    struct sched_routing *total = sched_routing_total(r->server->sched);
+    if (layers != NULL) {
+        sched_layers(r->server->sched, layers);
+        metrics_render_routing(total, layers, info, out);
+    }
+    sched_routing_unref(total);
+    free(layers);
+}
+
 static void handle_metrics(struct request *r, const char *url)
 {
     struct sched_stats st;
@@ -51,6 +65,8 @@ static void handle_metrics(struct request *r, const char *url)
     (void)url;
     sched_stats(r->server->sched, &st);
     metrics_render(&r->server->metrics, &st, r->server->env.info, &b);
+    add_routing(r, &b);
+    keys_render(r->server->keys, &b);
     request_reply(r, 200, "text/plain; version=0.0.4; charset=utf-8", &b);
 }
 
@@ -58,14 +74,14 @@ static void handle_models(struct request *r, const char *url)
 {
     struct cfg_buf b = {0};
     (void)url;
-    api_models(&r->server->env, &b);
+    api_models(r->env, &b);
     request_reply(r, 200, json_type, &b);
 }
 
 static void handle_model(struct request *r, const char *url)
 {
     struct cfg_buf b = {0};
-    if (api_model(url + strlen(r->route->path), &r->server->env, &b, &r->error) == 0) {
+    if (api_model(url + strlen(r->route->path), r->env, &b, &r->error) == 0) {
         request_reply(r, 200, json_type, &b);
         return;
     }
@@ -75,12 +91,12 @@ static void handle_model(struct request *r, const char *url)
 
 static void parse_tokenize(struct request *r)
 {
-    (void)!api_tokenize(r->body.data, r->body.len, &r->server->env, &r->reply, &r->error);
+    (void)!api_tokenize(r->body.data, r->body.len, r->env, &r->reply, &r->error);
 }
 
 static void parse_detokenize(struct request *r)
 {
-    (void)!api_detokenize(r->body.data, r->body.len, &r->server->env, &r->reply, &r->error);
+    (void)!api_detokenize(r->body.data, r->body.len, r->env, &r->reply, &r->error);
 }
 
 static void handle_parsed(struct request *r, const char *url)

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the seeds of the fuzz targets that read model folders into tests/fuzz/corpus/.
+"""Writes the seeds of the fuzz targets that read files into tests/fuzz/corpus/.
 
 Plain Python; torch.save's form is made by hand, since seeds should be small: a few hundred bytes.
 """
@@ -80,6 +80,14 @@ def main():
              "gated": True, "hidden_act": "swiglu", "tie_word_embeddings": False}
     write("hfconfig", "newer.json", json.dumps({**config, **newer}).encode())
     write("hfconfig", "older.json", json.dumps({**config, **older}).encode())
+
+    # The fuzz target puts the checksum in.
+    one = bytes([5, 255, 1, 32, 2, 32, 0, 1]) + bytes([7, 1, 0, 0, 0, 0, 0, 0])
+    two = bytes([0, 1, 1, 1, 2, 1, 3, 1]) + bytes([3, 144, 4, 128, 0, 0, 0, 0])
+    for name, records in {"empty": {}, "one": {7: one}, "three": {0: one, 7: two, 19: one}}.items():
+        image = b"OMROUTES" + struct.pack("<7I", 1, 2, 8, 2, 20, 4, len(records))
+        image += b"".join(struct.pack("<I", i) + slots for i, slots in records.items())
+        write("routing_table", name, image + bytes(8))
 
 
 if __name__ == "__main__":

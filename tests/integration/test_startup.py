@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -21,7 +22,8 @@ from conftest import BINARY, MODEL, ROOT
 TINY = ROOT / "tests" / "golden" / "tiny"
 CLEAN_ENV = {k: v for k, v in os.environ.items() if not k.startswith("OPENMOED_")}
 OPTIONS = ("model served-model-name host port device dtype max-model-len threads expert-capacity "
-           "load-format api-key max-body-size drain-timeout log-level log-format config help "
+           "load-format api-key api-key-file max-body-size max-expert-tokens routing-table "
+           "prefix-caching kv-cache-memory drain-timeout log-level log-format config help "
            "version").split()
 
 
@@ -352,3 +354,10 @@ def test_broken_tokenizer(tmp_path):
 def test_log_lines_cannot_be_forged():
     line = refused("--model", "/no/such\n2026-01-01T00:00:00Z INFO forged")
     assert "forged" in line and "\\n" in line
+
+
+def test_sighup_without_a_key_file_changes_nothing(start):
+    daemon = start()
+    daemon.signal(signal.SIGHUP)
+    daemon._until("log line", lambda: "no --api-key-file to read again" in daemon.log)
+    assert daemon.get("/health")[0] == 200

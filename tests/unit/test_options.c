@@ -102,8 +102,14 @@ static void test_defaults(void **state)
     assert_string_equal(o.host, "127.0.0.1");
     assert_string_equal(o.cpu_isa, "auto");
     assert_null(o.api_key);
+    assert_null(o.api_key_file);
     assert_int_equal(o.port, 8000);
     assert_int_equal(o.device, CFG_DEVICE_AUTO);
+    assert_int_equal(o.gpu, 0);
+    assert_true(o.gpu_memory_utilization == 0.9);
+    assert_int_equal(o.kv_cache_dtype, CFG_KV_AUTO);
+    assert_int_equal(o.quantization, CFG_QUANTIZE_NONE);
+    assert_int_equal(o.fast_nondeterministic, CFG_OFF);
     assert_int_equal(o.dtype, CFG_DTYPE_AUTO);
     assert_int_equal(o.max_model_len, 0);
     assert_int_equal(o.threads, 0);
@@ -136,7 +142,9 @@ static void show(const struct cfg_options *opt, const struct option *o, char out
         snprintf(out, 256, "%zu", *(const size_t *)at);
     else if (o->kind == OPTION_U64)
         snprintf(out, 256, "%llu", (unsigned long long)*(const uint64_t *)at);
-    else if (o->kind == OPTION_CHOICE)
+    else if (o->kind == OPTION_SHARE)
+        snprintf(out, 256, "%g", *(const double *)at);
+    else if (o->kind == OPTION_CHOICE || o->kind == OPTION_DEVICE)
         snprintf(out, 256, "%s", o->choices[*(const int *)at]);
     else
         snprintf(out, 256, "%s", *(char *const *)at);
@@ -157,6 +165,7 @@ static void sample_values(const struct option *o, const char *out[3])
 {
     static const char *const numbers[] = {"2001", "2002", "2003"};
     static const char *const few[] = {"101", "102", "103"};
+    static const char *const shares[] = {"0.1", "0.25", "1"};
     static const char *const words[] = {"file-value", "env-value", "flag-value"};
     int n = 0, initial = 0;
     for (; o->choices && o->choices[n]; n++) {
@@ -167,6 +176,8 @@ static void sample_values(const struct option *o, const char *out[3])
             out[i] = o->choices[(initial + i + 1) % n];
         else if (o->kind == OPTION_INT || o->kind == OPTION_SIZE || o->kind == OPTION_U64)
             out[i] = o->max < 2003 ? few[i] : numbers[i];
+        else if (o->kind == OPTION_SHARE)
+            out[i] = shares[i];
         else
             out[i] = words[i];
     }
@@ -205,7 +216,7 @@ static void test_precedence(void **state)
         check_value(o, LIST(flag, value[0], joined), NULL, value[2]); /* the last one wins */
         tested++;
     }
-    assert_int_equal(tested, 25);
+    assert_int_equal(tested, 32);
 }
 
 static void test_config_flag_over_variable(void **state)
@@ -235,6 +246,7 @@ static void test_values(void **state)
         {"--served-model-name=a b=c", "a b=c"},
         {"--host=--odd", "--odd"},
         {"--api-key=sk-~!\"", "sk-~!\""},
+        {"--api-key-file=/etc/my keys.json", "/etc/my keys.json"},
         {"--cpu-isa=reference", "reference"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -243,16 +255,39 @@ static void test_values(void **state)
         assert_non_null(o);
         check_value(o, LIST(cases[i].flag), NULL, cases[i].want);
     }
-    struct cfg_options o =
-        parsed(LIST("--expert-capacity", "isolated", "--dtype", "bf16", "--device", "cuda"),
-               LIST("OPENMOED_LOG_LEVEL=error", "OPENMOED_LOG_FORMAT=json",
-                    "OPENMOED_LOAD_FORMAT=dummy", "OTHER=1", "OPENMOED"));
+    struct cfg_options o = parsed(
+        LIST("--expert-capacity", "isolated", "--dtype", "bf16", "--device", "cuda"),
+        LIST("OPENMOED_LOG_LEVEL=error", "OPENMOED_LOG_FORMAT=json", "OPENMOED_LOAD_FORMAT=dummy",
+             "OTHER=1", "OPENMOED", "OPENMOED_CUDA_LIBRARY=/x.so"));
     assert_int_equal(o.capacity, CFG_CAPACITY_ISOLATED);
     assert_int_equal(o.dtype, CFG_DTYPE_BF16);
     assert_int_equal(o.device, CFG_DEVICE_CUDA);
+    assert_int_equal(o.gpu, 0);
     assert_int_equal(o.log_level, CFG_LOG_ERROR);
     assert_int_equal(o.log_format, CFG_LOG_JSON);
     assert_int_equal(o.load_format, CFG_LOAD_DUMMY);
+    cfg_options_free(&o);
+}
+
+/* cuda:N sets two fields; a later device replaces both. */
+static void test_devices(void **state)
+{
+    (void)state;
+    struct cfg_options o = parsed(LIST("--device=cuda:7", "--quantization", "int8"),
+                                  LIST("OPENMOED_KV_CACHE_DTYPE=fp8"));
+    assert_int_equal(o.device, CFG_DEVICE_CUDA);
+    assert_int_equal(o.gpu, 7);
+    assert_int_equal(o.quantization, CFG_QUANTIZE_INT8);
+    assert_int_equal(o.kv_cache_dtype, CFG_KV_FP8);
+    cfg_options_free(&o);
+    o = parsed(LIST("--device", "cuda:3", "--device", "auto"), NULL);
+    assert_int_equal(o.device, CFG_DEVICE_AUTO);
+    assert_int_equal(o.gpu, 0);
+    cfg_options_free(&o);
+    write_file("{\"gpu-memory-utilization\": 0.25, \"device\": \"cuda:12\"}");
+    o = parsed(LIST("--config", file_path), NULL);
+    assert_true(o.gpu_memory_utilization == 0.25);
+    assert_int_equal(o.gpu, 12);
     cfg_options_free(&o);
 }
 
@@ -322,6 +357,7 @@ static void test_flag_errors(void **state)
         {"--port=", NULL, "--port: the value is empty"},
         {"--model=", NULL, "--model: the value is empty"},
         {"--config=", NULL, "--config: the value is empty"},
+        {"--api-key-file=", NULL, "--api-key-file: the value is empty"},
         {"--help=1", NULL, "--help: takes no value"},
         {"--version=", NULL, "--version: takes no value"},
         {"--port", "abc", "--port: \"abc\" is not a whole number between 0 and 65535"},
@@ -354,6 +390,20 @@ static void test_flag_errors(void **state)
          "--max-body-size: \"17179869185G\" is not a number of bytes between 1024 and 1073741824 "
          "(K, M and G may follow the number)"},
         {"--device", "gpu", "--device: \"gpu\" is not one of auto, cpu, cuda"},
+        {"--device", "cuda:", "--device: \"cuda:\": the number of a GPU must follow cuda:"},
+        {"--device", "cuda:x", "--device: \"cuda:x\": the number of a GPU must follow cuda:"},
+        {"--device", "cuda:1 ", "--device: \"cuda:1 \": the number of a GPU must follow cuda:"},
+        {"--device", "cuda:1024", "--device: \"cuda:1024\": the number of a GPU must follow cuda:"},
+        {"--gpu-memory-utilization", "0",
+         "--gpu-memory-utilization: \"0\" is not a number above 0 and at most 1"},
+        {"--gpu-memory-utilization", "1.01",
+         "--gpu-memory-utilization: \"1.01\" is not a number above 0 and at most 1"},
+        {"--gpu-memory-utilization", "0.5.",
+         "--gpu-memory-utilization: \"0.5.\" is not a number above 0 and at most 1"},
+        {"--gpu-memory-utilization", "-0.5",
+         "--gpu-memory-utilization: \"-0.5\" is not a number above 0 and at most 1"},
+        {"--gpu-memory-utilization", "nan",
+         "--gpu-memory-utilization: \"nan\" is not a number above 0 and at most 1"},
         {"--device", "CPU", "--device: \"CPU\" is not one of auto, cpu, cuda"},
         {"--dtype", "f16", "--dtype: \"f16\" is not one of auto, f32, bf16"},
         {"--cpu-isa", "sse",
@@ -574,6 +624,7 @@ int main(void)
         cmocka_unit_test(test_precedence),
         cmocka_unit_test(test_config_flag_over_variable),
         cmocka_unit_test(test_values),
+        cmocka_unit_test(test_devices),
         cmocka_unit_test(test_values_of_file),
         cmocka_unit_test(test_served_name),
         cmocka_unit_test(test_flag_errors),
