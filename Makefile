@@ -14,7 +14,7 @@ WARN    := -Wall -Wextra -Werror -Wshadow -Wconversion
 CFLAGS  ?= -O3 -g
 ALL_CFLAGS   = -std=c11 -D_GNU_SOURCE -I. $(WARN) -Wstrict-prototypes -fno-math-errno -pthread $(CFLAGS) $(SAN) $(ISA)
 ALL_CXXFLAGS = -std=c++17 -D_GNU_SOURCE -I. -Wall -Wextra -Werror -Wshadow -pthread $(CFLAGS) $(SAN)
-LDLIBS   = -lmicrohttpd -luv -lcjson -lsentencepiece -ldl -lm -lstdc++ -pthread
+LDLIBS   = -lmicrohttpd -lgnutls -luv -lcjson -lsentencepiece -ldl -lm -lstdc++ -pthread
 
 ifeq ($(VARIANT),asan)
 SAN := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
@@ -39,7 +39,10 @@ BENCH   := $(patsubst tests/bench/%.c,$(BUILD)/bench/%,$(wildcard tests/bench/*.
 LOAD    := $(patsubst %.c,$(BUILD)/obj/%.o,$(wildcard tests/load/*.c))
 FUZZ    := $(patsubst tests/fuzz/%.c,$(BUILD)/fuzz/%,$(wildcard tests/fuzz/fuzz_*.c))
 
-all: $(BUILD)/openmoed
+NVCC := $(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc))
+
+# The daemon, and where there is nvcc its CUDA backend (a variant's tests run that on the emulated device).
+all: $(BUILD)/openmoed $(if $(VARIANT),,$(if $(NVCC),cuda))
 
 # The kernels of one family are one source compiled for one instruction set.
 $(BUILD)/obj/engine/cpu/kernels_avx2.o:   ISA := -mavx2 -mfma -mf16c
@@ -94,11 +97,69 @@ $(BUILD)/fuzz/%: $(BUILD)/obj/tests/fuzz/%.o $(BUILD)/libopenmoed.a
 	@echo "  ld  $@"
 	@$(CXX) -fsanitize=address,undefined,fuzzer $^ $(LDLIBS) -o $@
 
+# ---- the CUDA backend ---------------------------------------------------------------------------------
+#
+# A shared object beside the daemon, opened at run time: cudart is linked into it, so that it needs
+# nothing but the driver. Machine code for sm_80 and sm_90, PTX for what comes later. `make check-emu`
+# compiles the same files with g++ for the emulated device of tests/gpu/emu.
+
+NVCCFLAGS := -std=c++17 -O3 -lineinfo -I. -Iengine/cuda -D_GNU_SOURCE \
+             -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=sm_90 \
+             -gencode arch=compute_90,code=compute_90 -Werror all-warnings \
+             -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra
+CU_SRCS   := $(wildcard engine/cuda/*.cu)
+PIC_OBJS  := $(patsubst %,$(BUILD)/pic/%.o,config/error config/utf8)
+GPU_CHECK := $(patsubst tests/gpu/%.c,$(BUILD)/gpu/%,$(wildcard tests/gpu/check_*.c))
+EMU_FLAGS := -std=c++17 -D_GNU_SOURCE -Itests/gpu/emu -I. -Wall -Wextra -Werror -Wshadow=local -Wno-unknown-pragmas -pthread \
+             -fPIC -fvisibility=hidden
+EMU_OBJS  := $(patsubst %.cu,$(BUILD)/cuda-emu/%.o,$(CU_SRCS)) \
+             $(patsubst %.cc,$(BUILD)/cuda-emu/%.o,$(filter-out %/test_emu.cc,$(wildcard tests/gpu/emu/*.cc)))
+
+$(BUILD)/pic/%.o: %.c
+	@mkdir -p $(@D)
+	@echo "  cc  $< (pic)"
+	@$(CC) $(ALL_CFLAGS) -fPIC -fvisibility=hidden -MMD -MP -c $< -o $@
+
+$(BUILD)/obj/%.cu.o: %.cu
+	@mkdir -p $(@D)
+	@echo "  nvcc $<"
+	@$(NVCC) $(NVCCFLAGS) -MMD -MP -c $< -o $@
+
+$(BUILD)/libopenmoed-cuda.so: $(CU_SRCS:%=$(BUILD)/obj/%.o) $(PIC_OBJS)
+	@echo "  ld  $@"
+	@$(NVCC) -shared -cudart static $^ -o $@
+
+$(BUILD)/cuda-emu/%.o: %.cu
+	@mkdir -p $(@D)
+	@echo "  c++ $< (emulated)"
+	@$(CXX) $(EMU_FLAGS) $(CFLAGS) $(SAN) -MMD -MP -x c++ -c $< -o $@
+
+$(BUILD)/cuda-emu/%.o: %.cc
+	@mkdir -p $(@D)
+	@echo "  c++ $<"
+	@$(CXX) $(EMU_FLAGS) $(CFLAGS) $(SAN) -MMD -MP -c $< -o $@
+
+$(BUILD)/cuda-emu/libopenmoed-cuda.so: $(EMU_OBJS) $(PIC_OBJS)
+	@echo "  ld  $@"
+	@$(CXX) -shared $(SAN) $^ -ldl -pthread -o $@
+
+$(BUILD)/gpu/check_%: $(BUILD)/obj/tests/gpu/check_%.o $(BUILD)/libopenmoed.a
+	@mkdir -p $(@D)
+	@echo "  ld  $@"
+	@$(CC) $(SAN) $^ -lcmocka $(LDLIBS) -o $@
+
+cuda: $(BUILD)/libopenmoed-cuda.so
+
+# The backend and the engine over it, on the emulated device.
+EMU_UNIT := $(addprefix $(BUILD)/unit/,test_golden test_engine test_sched_invariants)
+check-emu: $(BUILD)/cuda-emu/libopenmoed-cuda.so $(GPU_CHECK) $(EMU_UNIT)
+	@tests/gpu/run-checks.sh $(BUILD) $< emulated $(JOBS)
+
 units: $(UNIT)
 benches: $(BENCH)
 fuzzers: $(FUZZ)
 
-# The daemon without looking for CUDA. There is one backend so far, so it is what `all` builds.
+# The daemon without looking for CUDA.
 cpu: $(BUILD)/openmoed
 
 # ---- run, test --------------------------------------------------------------------------------------
@@ -171,13 +232,15 @@ check: test lint
 PREFIX := /usr/local
 install: all
 	install -D -m 755 build/openmoed $(DESTDIR)$(PREFIX)/bin/openmoed
+	$(if $(NVCC),install -m 755 build/libopenmoed-cuda.so $(DESTDIR)$(PREFIX)/bin/libopenmoed-cuda.so)
 	install -d $(DESTDIR)$(PREFIX)/share/openmoed/demo-model
 	install -m 644 deploy/demo-model/*.* $(DESTDIR)$(PREFIX)/share/openmoed/demo-model
 
 clean:
 	rm -rf build
 
--include $(OBJS:.o=.d) $(patsubst %,$(BUILD)/obj/%.d,$(basename $(wildcard tests/*/*.c)) server/main)
+-include $(OBJS:.o=.d) $(patsubst %,$(BUILD)/obj/%.d,$(basename $(wildcard tests/*/*.c)) server/main) \
+         $(CU_SRCS:%=$(BUILD)/obj/%.d) $(EMU_OBJS:.o=.d) $(PIC_OBJS:.o=.d)
 
-.PHONY: all units benches fuzzers cpu run test check-units asan tsan fuzz check-integration bench lint format check install clean
+.PHONY: all units benches fuzzers cpu cuda check-emu run test check-units asan tsan fuzz check-integration bench lint format check install clean
 .SECONDARY:

@@ -21,6 +21,8 @@ struct engine {
     struct weight_slots slots;
     struct engine_tokenizer *tokenizer;
     bool backend_open;
+    void (*launched)(void *arg);
+    void *launched_arg;
 
     /* the batch in hand, [max_step_tokens] and [max_step_seqs] */
     int32_t *tokens, *positions, *seq_of_row;
@@ -138,8 +140,8 @@ static size_t resident_weights(const struct engine *e)
     return e->info.weight_bytes - (e->model.ops->memory ? 0 : embedding * (e->info.bf16 ? 2 : 4));
 }
 
-/* Rows of a step in the model and, per pick, in the experts: model_alloc and the backend's scratch.
- */
+/* Rows of a step in the model and, per pick, in the experts: model_alloc and the CPU backend's
+ * scratch (one with its own memory has taken its scratch already). */
 static size_t activation_bytes(const struct engine *e)
 {
     const struct engine_info *i = &e->info;
@@ -147,7 +149,8 @@ static size_t activation_bytes(const struct engine *e)
     const size_t hidden = (size_t)i->hidden, inner = (size_t)i->inner;
     const size_t heads = (size_t)(2 * (i->heads + i->kv_heads)) * (size_t)i->head_dim;
     const size_t widest = inner > hidden ? inner : hidden;
-    return sizeof(float) * (rows * (3 * hidden + heads) + picks * (hidden + 3 * inner + widest) +
+    const size_t scratch = e->model.ops->memory ? 0 : picks * (hidden + 3 * inner + widest);
+    return sizeof(float) * (rows * (3 * hidden + heads) + scratch +
                             (size_t)e->model.ops->head_rows * ((size_t)i->vocab + 2 * hidden));
 }
 
@@ -168,8 +171,9 @@ static int size_kv(struct engine *e, struct error *err)
 {
     const struct hfconfig *c = &e->model.cfg;
     struct engine_info *i = &e->info;
+    const size_t number = e->opt.kv_dtype == CFG_KV_FP8 ? 1 : i->bf16 ? 2 : 4;
     const size_t block_bytes = 2 * (size_t)c->layers * (size_t)(c->kv_heads * c->head_dim) *
-                               (size_t)i->block_size * (i->bf16 ? 2 : 4);
+                               (size_t)i->block_size * number;
     const size_t budget = e->opt.kv_bytes ? e->opt.kv_bytes : automatic_kv_bytes(e, block_bytes);
     const size_t blocks = budget / block_bytes;
     if (blocks == 0 || blocks > INT32_MAX / 2)
@@ -231,19 +235,51 @@ static int fill_info(struct engine *e, struct error *err)
     i->bf16 = e->opt.dtype == CFG_DTYPE_BF16 ||
               (e->opt.dtype == CFG_DTYPE_AUTO && (!t || t->type == TENSOR_BF16));
     i->weight_bytes = 0;
-    for (size_t s = 0; s < e->slots.n; s++)
-        i->weight_bytes +=
-            (size_t)(e->slots.items[s].src.rows * e->slots.items[s].src.cols) * (i->bf16 ? 2 : 4);
+    for (size_t s = 0; s < e->slots.n; s++) {
+        const struct weight_slot *w = &e->slots.items[s];
+        const bool small = w->kind == SLOT_MATRIX && e->opt.quantization != CFG_QUANTIZE_NONE;
+        i->weight_bytes += (size_t)(w->src.rows * w->src.cols) * (small ? 1 : i->bf16 ? 2 : 4);
+    }
     return CFG_OK;
+}
+
+static int open_cpu(struct engine *e, const struct backend_options *bo, struct error *err)
+{
+    if (bo->quantization != BACKEND_PLAIN || bo->kv_fp8)
+        return cfg_fail(err, CFG_EUNSUPPORTED,
+                        "--quantization and --kv-cache-dtype fp8 need a GPU");
+    return strcmp(bo->isa, "reference") == 0
+               ? cpu_reference_open(&e->model.ops, &e->model.be, bo, err)
+               : cpu_open(&e->model.ops, &e->model.be, bo, err);
+}
+
+/* auto: a GPU when it can be used, else the CPU and a line that says why. */
+static int open_device(struct engine *e, const struct backend_options *bo, struct error *err)
+{
+    if (e->opt.device == CFG_DEVICE_CPU) return open_cpu(e, bo, err);
+    const int rc = cuda_load(&e->model.ops, &e->model.be, bo, err);
+    if (rc == CFG_OK) return rc;
+    if (e->opt.device == CFG_DEVICE_CUDA)
+        return cfg_fail(err, rc, "--device cuda: %.480s", err->message);
+    cfg_log(CFG_LOG_INFO, "the CPU is used: %s", err->message);
+    return open_cpu(e, bo, err);
 }
 
 static int open_backend(struct engine *e, struct error *err)
 {
     const struct hfconfig *c = &e->model.cfg;
-    if (e->opt.device == CFG_DEVICE_CUDA)
-        return cfg_fail(err, CFG_EUNSUPPORTED, "--device cuda: this build has no CUDA backend");
+    static const enum backend_quantization quantization[] = {
+        [CFG_QUANTIZE_NONE] = BACKEND_PLAIN,
+        [CFG_QUANTIZE_FP8] = BACKEND_FP8,
+        [CFG_QUANTIZE_INT8] = BACKEND_INT8,
+    };
     const struct backend_options bo = {.isa = e->opt.cpu_isa ? e->opt.cpu_isa : "auto",
                                        .threads = e->opt.threads,
+                                       .gpu = e->opt.gpu,
+                                       .memory_share = e->opt.gpu_memory_share,
+                                       .quantization = quantization[e->opt.quantization],
+                                       .kv_fp8 = e->opt.kv_dtype == CFG_KV_FP8,
+                                       .fast = e->opt.fast,
                                        .bf16 = e->info.bf16,
                                        .max_rows = e->opt.max_step_tokens,
                                        .max_seqs = e->opt.max_step_seqs,
@@ -258,12 +294,11 @@ static int open_backend(struct engine *e, struct error *err)
                                        .heads = c->heads,
                                        .head_dim = c->head_dim,
                                        .context = e->info.context};
-    int rc = strcmp(bo.isa, "reference") == 0
-                 ? cpu_reference_open(&e->model.ops, &e->model.be, &bo, err)
-                 : cpu_open(&e->model.ops, &e->model.be, &bo, err);
+    const int rc = open_device(e, &bo, err);
     if (rc != CFG_OK) return rc;
     e->backend_open = true;
     e->info.backend = e->model.ops->name;
+    e->info.async = e->model.ops->async;
     return CFG_OK;
 }
 
@@ -458,6 +493,12 @@ static void run_heads(struct engine *e, int heads)
     }
 }
 
+void engine_on_launch(struct engine *e, void (*fn)(void *arg), void *arg)
+{
+    e->launched = fn;
+    e->launched_arg = arg;
+}
+
 int engine_copy_blocks(struct engine *e, const struct engine_block_copy *list, int n,
                        struct error *err)
 {
@@ -498,6 +539,7 @@ int engine_step(struct engine *e, const struct engine_rows *rows, int n_rows, ui
         model_forward(&e->model, &batch);
         run_heads(e, batch.n_heads);
     }
+    if (ops->async && e->launched) e->launched(e->launched_arg);
     rc = ops->sync(e->model.be, err);
     if (rc != CFG_OK) return rc;
     for (int i = 0; ops->samples && i < batch.n_heads; i++)

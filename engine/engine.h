@@ -22,7 +22,12 @@ struct engine_options {
     const char *model; /* folder of a checkpoint, or a preset's name when dummy */
     bool dummy;        /* seeded random weights of a preset's shape */
     uint64_t dummy_seed;
-    enum cfg_device device;
+    enum cfg_device device;     /* AUTO: a GPU where one can be used */
+    int gpu;                    /* which, from 0 */
+    double gpu_memory_share;    /* of its free memory, what may be used; 0 = 0.9 */
+    enum cfg_kv_dtype kv_dtype; /* FP8 and quantization: on a GPU, in BF16 */
+    enum cfg_quantization quantization;
+    bool fast;            /* on a GPU: speed before results that company can't change */
     enum cfg_dtype dtype; /* AUTO: BF16 for a BF16 checkpoint, else F32 */
     const char *cpu_isa;  /* "auto" or a kernel family's name */
     int threads;          /* 0 = the CPUs this process may use */
@@ -45,6 +50,7 @@ struct engine_info {
     int start_id, eos_id; /* a sequence starts with start_id (0) and ends with eos_id (1) */
     bool bf16;            /* weights, KV and inputs of matrix products in BF16 (else F32) */
     bool has_tokenizer;
+    bool async;          /* a device computes: engine_step waits for it (engine_on_launch) */
     const char *backend; /* e.g. "cpu-avx512" */
     size_t weight_bytes, kv_bytes;
     int budget_len;           /* counters of a sequence's expert budget: 0 unless isolated */
@@ -145,6 +151,10 @@ struct engine_rows {
  * isolated mode. */
 int engine_step(struct engine *e, const struct engine_rows *rows, int n_rows, uint64_t *dropped,
                 struct engine_routing *routing, struct error *err) CFG_WARN_UNUSED;
+
+/* Where a device computes, fn is called in every engine_step once the step is on its way: what else
+ * the caller has to do then costs no time. Where the CPU computes it is never called. */
+void engine_on_launch(struct engine *e, void (*fn)(void *arg), void *arg);
 
 /* Copies whole blocks (keys and values of every layer) before the next step: copy on write. */
 struct engine_block_copy {

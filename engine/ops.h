@@ -125,6 +125,7 @@ struct op_sample {
 struct ops {
     const char *name;
     bool bf16;
+    bool async;    /* work is done elsewhere: until sync the calling thread is free */
     int head_rows; /* rows of logits that are computed at once, at most */
     bool samples;  /* `sample` fills `out` but leaves the samplers to the caller, who tells them of
                       their tokens after sync; else it uses and updates them itself */
@@ -175,9 +176,16 @@ struct ops {
 /* What `sample` does with one row once its logits are in host memory. */
 void op_sample_row(float *logits, const struct op_sample *s);
 
+enum backend_quantization { BACKEND_PLAIN, BACKEND_FP8, BACKEND_INT8 };
+
 struct backend_options {
-    const char *isa; /* CPU: kernel family */
-    int threads;
+    const char *isa;     /* CPU: kernel family */
+    int threads;         /* CPU */
+    int gpu;             /* CUDA: which device */
+    double memory_share; /* CUDA: of the device's memory, what the daemon may use */
+    enum backend_quantization quantization; /* CUDA: of matrices, weights only */
+    bool kv_fp8;                            /* CUDA, BF16 mode: keys and values in 8 bits */
+    bool fast;                              /* CUDA: speed before invariance */
     bool bf16;
     int max_rows, max_seqs; /* of a step */
     int block_size, vocab, moe_layers;
@@ -186,6 +194,16 @@ struct backend_options {
 /* Plain and readable; every other backend is tested against it. */
 int cpu_reference_open(const struct ops **ops, void **be, const struct backend_options *opt,
                        struct error *err) CFG_WARN_UNUSED;
+/* What the daemon and a backend in a shared object must agree on; the first number is raised when
+ * this header changes, the sizes catch what is forgotten. */
+#define OPS_ABI                                                                                    \
+    ((int)(1u << 24 ^ sizeof(struct ops) << 12 ^ sizeof(struct backend_options) << 6 ^             \
+           sizeof(struct op_batch) << 3 ^ sizeof(struct op_sample) ^                               \
+           sizeof(struct engine_result) << 16))
+/* Opens the CUDA backend's shared object, which stands beside the program; CFG_EUNSUPPORTED, with
+ * the reason in one line, when there is none, no driver, no fitting device or too little memory. */
+int cuda_load(const struct ops **ops, void **be, const struct backend_options *opt,
+              struct error *err) CFG_WARN_UNUSED;
 /* The fast one; opt->isa "auto" takes the best this machine runs. */
 int cpu_open(const struct ops **ops, void **be, const struct backend_options *opt,
              struct error *err) CFG_WARN_UNUSED;

@@ -54,9 +54,10 @@ int runner_init(struct runner *r, struct engine *e, const struct sched_options *
     r->rows = calloc(seqs, sizeof(r->rows[0]));
     r->stepping = calloc(seqs, sizeof(struct seq *));
     r->sampled = calloc(seqs, sizeof(r->sampled[0]));
+    r->notes = calloc(seqs, sizeof(r->notes[0]));
     r->scored = calloc((size_t)opt->max_step_tokens, sizeof(r->scored[0]));
     if (!r->running || !r->jobs || !r->plan || !r->rows || !r->stepping || !r->sampled ||
-        !r->scored)
+        !r->scored || !r->notes)
         rc = cfg_fail(err, CFG_ENOMEM, "no memory for %d sequences", opt->max_seqs);
     if (!rc) rc = open_cache(r, opt, err);
     if (!rc) rc = routing_open(&r->routing, info, opt, err);
@@ -73,7 +74,9 @@ int runner_init(struct runner *r, struct engine *e, const struct sched_options *
 void runner_deinit(struct runner *r)
 {
     runner_sweep(r, true, 0);
+    runner_settle(r);
     seq_list_free(&r->finished);
+    seq_list_free(&r->ended);
     sched_events_free(&r->out);
     for (struct plan_tenant *t; (t = r->queue.tenants);) {
         r->queue.tenants = t->next;
@@ -82,6 +85,7 @@ void runner_deinit(struct runner *r)
     routing_close(&r->routing, r->opened);
     kv_prefix_close(r->prefix);
     kv_pool_close(r->pool);
+    free(r->notes);
     free(r->scored);
     free(r->sampled);
     free(r->stepping);
@@ -180,7 +184,7 @@ static bool take_results(struct runner *r, struct seq *q, const struct engine_ro
 {
     int before = q->n_done, seen = q->n_seen;
     const struct routing_rows routed = {first_row, rows->n_tokens, before, seen};
-    routing_note(&r->routing, q, &routed, n_tokens);
+    r->notes[r->n_notes++] = (struct runner_note){q, routed};
     if (q->payloads)
         routing_snapshot(&r->routing, q, &routed, n_tokens, kv_pool_block_size(r->pool));
     for (int i = 0; rows->targets && i < rows->n_tokens; i++) {
@@ -232,8 +236,17 @@ int runner_step(struct runner *r, struct error *err)
         if (stepped) row += r->rows[k++].n_tokens;
     }
     r->n_running = kept;
-    if (!rc) routing_end_step(&r->routing);
+    r->noted_rows = n_tokens;
     return rc;
+}
+
+void runner_settle(struct runner *r)
+{
+    if (r->n_notes == 0) return;
+    for (int i = 0; i < r->n_notes; i++)
+        routing_note(&r->routing, r->notes[i].seq, &r->notes[i].rows, r->noted_rows);
+    routing_end_step(&r->routing);
+    r->n_notes = 0;
 }
 
 /* ---- events --------------------------------------------------------------------------------- */
@@ -270,4 +283,5 @@ void runner_done(struct runner *r, const char *message)
         if (q->finish == SCHED_ERROR) ev->message = message;
         if (q->finish == SCHED_TIMEOUT) ev->message = q->message;
     }
+    seq_list_append(&r->ended, &r->finished);
 }

@@ -18,9 +18,11 @@ struct runner {
     struct kv_prefix *prefix; /* NULL: nothing is reused */
     struct plan_limits limits;
 
-    struct plan_queue queue;  /* who waits; owns the tenants */
-    struct seq **running;     /* [max_seqs], the first n_running, in order of admission */
-    struct seq_list finished; /* their blocks are given back; DONE is still to be published */
+    struct plan_queue queue; /* who waits; owns the tenants */
+    struct seq **running;    /* [max_seqs], the first n_running, in order of admission */
+    struct seq_list
+        finished;          /* their blocks are given back; their DONE event is still to be made */
+    struct seq_list ended; /* theirs is in `out` */
     int n_running;
     uint64_t next_order;
     bool opened;          /* init came to its end */
@@ -34,6 +36,11 @@ struct runner {
     struct engine_result *sampled; /* [max_seqs] */
     struct engine_result *scored;  /* [max_step_tokens] */
     struct routing routing;        /* what the router does, and what it will */
+    struct runner_note {
+        struct seq *seq;
+        struct routing_rows rows;
+    } * notes; /* [max_seqs], the first n_notes: what of the last step is still to be counted */
+    int n_notes, noted_rows; /* rows of that step */
 
     struct sched_events out;  /* events since the last publication */
     struct sched_stats stats; /* all but state and what waits */
@@ -62,6 +69,9 @@ size_t runner_max_events(const struct runner *r);
 int runner_step(struct runner *r, struct error *err) CFG_WARN_UNUSED;
 /* Adds the DONE events of finished sequences. `message` is given to those that end in an error. */
 void runner_done(struct runner *r, const char *message);
+/* Counts what the router did in the last step and learns from it. Before the next step's end and
+ * before `ended` is freed; on a device, while the next step runs. */
+void runner_settle(struct runner *r);
 
 /* ---- between runner.c and admit.c ----------------------------------------------------------- */
 

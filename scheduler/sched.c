@@ -103,7 +103,7 @@ static bool take_in(struct sched *s)
     return go_on;
 }
 
-/* Hands over the step's events and forgets the sequences that ended. */
+/* Hands over the last step's events and forgets the sequences that ended. */
 static void publish(struct sched *s)
 {
     struct runner *r = &s->runner;
@@ -111,19 +111,20 @@ static void publish(struct sched *s)
     size_t n = r->out.n;
     if (n == 0) return;
     pthread_mutex_lock(&s->lock);
-    if (to->n > 0 && make_room(s, to, n)) {
-        memcpy(to->items + to->n, r->out.items, n * sizeof(to->items[0]));
-        to->n += n;
-    } else if (to->n == 0) {
+    /* A step may be running: what was reserved in r->out for its events must still be there. */
+    if (to->n == 0 && to->capacity >= r->out.capacity) {
         struct sched_events empty = *to;
         *to = r->out;
         r->out = empty;
+    } else if (make_room(s, to, n)) {
+        memcpy(to->items + to->n, r->out.items, n * sizeof(to->items[0]));
+        to->n += n;
     }
     r->out.n = 0;
-    for (struct seq *q = r->finished.head; q; q = q->next) seq_map_remove(&s->sh.live, q);
+    for (struct seq *q = r->ended.head; q; q = q->next) seq_map_remove(&s->sh.live, q);
     copy_stats(s);
     pthread_mutex_unlock(&s->lock);
-    seq_list_free(&r->finished);
+    seq_list_free(&r->ended);
     s->opt.notify(s->opt.notify_arg);
 }
 
@@ -144,6 +145,14 @@ static bool load(struct sched *s)
     return rc == CFG_OK;
 }
 
+/* All that is left of the last step. */
+static void after_step(void *arg)
+{
+    struct sched *s = arg;
+    runner_settle(&s->runner);
+    publish(s);
+}
+
 static void *engine_main(void *arg)
 {
     struct sched *s = arg;
@@ -156,7 +165,8 @@ static void *engine_main(void *arg)
             message = keep_message(s, err.message);
         }
         runner_done(&s->runner, message);
-        publish(s);
+        /* A device's next step hides this; without one there is nothing to wait for. */
+        if (!s->runner.info->async || s->runner.n_running == 0) after_step(s);
     }
     return NULL;
 }
@@ -191,6 +201,7 @@ int sched_open(struct sched **out, struct engine *e, const struct sched_options 
     pthread_mutex_init(&s->lock, NULL);
     pthread_cond_init(&s->wake, NULL);
     s->sh.stats = s->runner.stats;
+    engine_on_launch(e, after_step, s);
     rc = start_thread(s, err);
     if (rc) goto destroy_lock;
     *out = s;

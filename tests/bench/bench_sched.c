@@ -161,7 +161,8 @@ static void one_state(int running, int waiting, int steps)
         runner_done(&r, NULL);
         took += now_us() - begun;
         r.out.n = 0;
-        seq_list_free(&r.finished);
+        runner_settle(&r);
+        seq_list_free(&r.ended);
         if (k < 0) continue;
         sum_plan += plan[k] = planned;
         sum_step += step[k] = took;

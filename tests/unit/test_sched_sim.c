@@ -382,7 +382,8 @@ static void one_step(struct schedule *s)
     if (r->out.n > room) FAIL("step %d: more events than announced", s->step);
     check_events(s);
     check_blocks(s);
-    seq_list_free(&r->finished);
+    runner_settle(r);
+    seq_list_free(&r->ended);
     sim.now += 1;
     s->step++;
 }

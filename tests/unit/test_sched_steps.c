@@ -11,15 +11,18 @@
 static int watched_step(struct engine *e, const struct engine_rows *rows, int n_rows,
                         uint64_t *dropped, struct engine_routing *routing, struct error *err);
 static int watched_load(struct engine *e, const volatile bool *stop, struct error *err);
+static void watched_on_launch(struct engine *e, void (*fn)(void *arg), void *arg);
 static void *short_realloc(void *p, size_t n);
 
-#define engine_step watched_step
-#define engine_load watched_load
-#define realloc     short_realloc
+#define engine_step      watched_step
+#define engine_load      watched_load
+#define engine_on_launch watched_on_launch
+#define realloc          short_realloc
 #include "scheduler/runner.c"
 #include "scheduler/sched.c"
 #undef engine_step
 #undef engine_load
+#undef engine_on_launch
 #undef realloc
 
 #define MAX_STEPS 512
@@ -40,6 +43,13 @@ static struct {
     sem_t begun, go_on;
     bool until_stopped, wait, fail;
 } loading;
+
+/* An engine whose steps run elsewhere: the scheduler has time once each is on its way. */
+static struct {
+    bool on;
+    void (*fn)(void *arg);
+    void *arg;
+} device;
 
 static atomic_int failing_reallocs;
 
@@ -62,7 +72,15 @@ static int watched_step(struct engine *e, const struct engine_rows *rows, int n_
         seen.fail_next--;
         return cfg_fail(err, CFG_EIO, "%s", seen.fail_text);
     }
+    if (device.on) device.fn(device.arg);
     return engine_step(e, rows, n_rows, dropped, routing, err);
+}
+
+static void watched_on_launch(struct engine *e, void (*fn)(void *arg), void *arg)
+{
+    ((struct engine_info *)engine_info(e))->async = device.on; /* the engine's own memory */
+    device.fn = fn;
+    device.arg = arg;
 }
 
 static int watched_load(struct engine *e, const volatile bool *stop, struct error *err)
@@ -86,6 +104,7 @@ static int fresh(void **state)
     (void)state;
     memset(&seen, 0, sizeof(seen));
     memset(&loading, 0, sizeof(loading));
+    memset(&device, 0, sizeof(device));
     sem_init(&loading.begun, 0, 0);
     sem_init(&loading.go_on, 0, 0);
     atomic_store(&failing_reallocs, 0);
@@ -130,6 +149,52 @@ static void a_running_chat_never_waits_for_prompts(void **state)
     assert_int_equal(seen.step[2].rows[1], 24); /* the rest of its turn of 64 */
     assert_int_equal(seen.step[2].rows[2], 16);
     harness_close(h);
+}
+
+/* With a device, a step's events go out while the next step runs: the same ones, in order, none
+ * lost at the end, with failures, cancels and full queues of events in between. */
+static void a_device_hides_the_work_after_a_step(void **state)
+{
+    (void)state;
+    struct answer *answers[2];
+    uint64_t tokens[2];
+    for (int on = 0; on < 2; on++) {
+        device.on = on;
+        struct setup set = {.max_seqs = 3, .max_step_tokens = 41, .max_queued = 40, .blocks = 20};
+        struct error err = {0};
+        struct sched_job jobs[30];
+        struct harness *h = harness_ready(&set);
+        for (uint64_t i = 0; i < 30; i++) {
+            jobs[i] = greedy_job(i + 1, some_prompt, 1 + i % 24, 3 + (int)(i * 7 % 60));
+            jobs[i].score_prompt = i % 5 == 0;
+        }
+        assert_int_equal(sched_submit_all(h->sched, jobs, 30, &err), CFG_OK);
+        until_done(h, 30);
+        assert_all_given_back(h);
+        struct sched_routing *g = sched_routing_total(h->sched);
+        tokens[on] = g->tokens;
+        sched_routing_unref(g);
+        answers[on] = malloc(sizeof(h->answers));
+        memcpy(answers[on], h->answers, sizeof(h->answers));
+
+        /* One that fails and one that is cancelled still get their end. */
+        memset(h->answers, 0, sizeof(h->answers));
+        struct sched_job job = greedy_job(1, some_prompt, 10, 200);
+        submit(h, &job);
+        sched_cancel(h->sched, 1);
+        until_done(h, 31);
+        assert_int_equal(h->answers[1].finish, SCHED_CANCELLED);
+        fail_steps(1, "gone");
+        job.id = 2;
+        submit(h, &job);
+        until_done(h, 32);
+        assert_int_equal(h->answers[2].finish, SCHED_ERROR);
+        harness_close(h);
+    }
+    for (int id = 1; id <= 30; id++) assert_same_answer(&answers[0][id], &answers[1][id]);
+    assert_int_equal(tokens[0], tokens[1]);
+    free(answers[0]);
+    free(answers[1]);
 }
 
 static void a_prompt_samples_from_its_last_row_only(void **state)
@@ -345,6 +410,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(a_running_chat_never_waits_for_prompts, fresh),
+        cmocka_unit_test_setup(a_device_hides_the_work_after_a_step, fresh),
         cmocka_unit_test_setup(a_prompt_samples_from_its_last_row_only, fresh),
         cmocka_unit_test_setup(steps_stay_within_the_limits, fresh),
         cmocka_unit_test_setup(a_cancel_comes_before_the_next_step, fresh),
