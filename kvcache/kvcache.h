@@ -53,10 +53,11 @@ int kv_table_init(struct kv_table *t, int capacity, struct error *err) CFG_WARN_
  * lacks the blocks, CFG_EINVAL if the table's capacity does. */
 int kv_table_reserve(struct kv_pool *p, struct kv_table *t, size_t n_tokens,
                      struct error *err) CFG_WARN_UNUSED;
-/* Makes child, which is initialised and empty, hold the same blocks as parent: two answers to one
- * prompt. Takes no block. CFG_EINVAL if child is not empty or too small. */
-int kv_table_fork(struct kv_pool *p, const struct kv_table *parent, struct kv_table *child,
-                  struct error *err) CFG_WARN_UNUSED;
+/* Makes child, which is initialised and empty, hold the same blocks as parent for the first
+ * n_tokens positions: two answers to one prompt. Takes no block. CFG_EINVAL if parent does not
+ * cover them, or child is not empty or too small. */
+int kv_table_fork(struct kv_pool *p, const struct kv_table *parent, size_t n_tokens,
+                  struct kv_table *child, struct error *err) CFG_WARN_UNUSED;
 
 /* Contents the engine must copy from block src to block dst; src -1: nothing to do. */
 struct kv_copy {

@@ -33,14 +33,15 @@ int kv_table_reserve(struct kv_pool *p, struct kv_table *t, size_t n_tokens, str
     return CFG_OK;
 }
 
-int kv_table_fork(struct kv_pool *p, const struct kv_table *parent, struct kv_table *child,
-                  struct error *err)
+int kv_table_fork(struct kv_pool *p, const struct kv_table *parent, size_t n_tokens,
+                  struct kv_table *child, struct error *err)
 {
-    if (child->n != 0 || child->capacity < parent->n)
+    const int want = kv_blocks_for(p, n_tokens);
+    if (child->n != 0 || want > child->capacity || want > parent->n)
         return cfg_fail(err, CFG_EINVAL,
-                        "a table of %d blocks with %d taken can't share the %d of another",
-                        child->capacity, child->n, parent->n);
-    for (; child->n < parent->n; child->n++) {
+                        "a table of %d blocks with %d taken can't share %d of another's %d",
+                        child->capacity, child->n, want, parent->n);
+    for (; child->n < want; child->n++) {
         child->blocks[child->n] = parent->blocks[child->n];
         kv_block_ref(p, child->blocks[child->n]);
     }

@@ -7,8 +7,9 @@
 // coming back is often cheap. Engine thread only.
 //
 // Reuse. Full blocks go to the tree while a prompt is computed and when a sequence ends or yields.
-// Matches are of full blocks and leave at least one token to compute, so nobody ever writes into a
-// block that another may read.
+// Matches are of full blocks and leave at least one token to compute. Several answers to one prompt
+// also share the block the prompt ends in: each gets a copy of it when it starts. So nobody ever
+// writes into a block that another may read.
 #include "scheduler/runner.h"
 
 #include <math.h>
@@ -66,6 +67,36 @@ static void match_prefix(struct runner *r, struct seq *q)
     else if (q->spent)
         memset(q->spent, 0, bytes);
     q->n_done = (int)n;
+}
+
+/* The one of q's group that runs and has computed the prompt they share; NULL: none. Isolated
+ * budgets are known at the ends of blocks only, so there the tree has all that can be shared. */
+static const struct seq *prompt_owner(const struct runner *r, const struct seq *q)
+{
+    if (q->group == 0 || q->spent || q->n_tokens > q->n_prompt) return NULL;
+    for (int i = 0; i < r->n_running; i++)
+        if (r->running[i]->group == q->group && r->running[i]->n_done >= q->n_prompt)
+            return r->running[i];
+    return NULL;
+}
+
+/* Takes all of the prompt but its last token from a sibling; the last block as a copy. False, and
+ * nothing taken, when that can't be. */
+static bool share_prompt(struct runner *r, struct seq *q, const struct seq *from)
+{
+    struct error err;
+    struct kv_copy copy = {-1, -1};
+    const size_t last = (size_t)q->n_prompt - 1;
+    if (blocks_available(r) == 0) return false;
+    if (r->prefix) (void)kv_prefix_evict(r->prefix, 1);
+    if (kv_table_fork(r->pool, &from->table, last + 1, &q->table, &err)) return false;
+    int rc = kv_table_make_writable(r->pool, &q->table, last, &copy, &err);
+    if (!rc && copy.src >= 0)
+        rc =
+            engine_copy_blocks(r->engine, &(struct engine_block_copy){copy.src, copy.dst}, 1, &err);
+    if (rc) drop_blocks(r, q);
+    q->n_done = rc ? 0 : (int)last;
+    return rc == CFG_OK;
 }
 
 /* Those that waited for q's prompt may start; if it ended early, one of them takes its place. */
@@ -178,6 +209,11 @@ static int count_growing(const struct runner *r, const struct seq *q)
 /* Gives q what is cached and the blocks of all tokens it has; false: it must wait. */
 static bool take_place(struct runner *r, struct seq *q)
 {
+    const struct seq *owner = prompt_owner(r, q);
+    if (owner &&
+        plan_admits(&r->limits, r->n_running, count_growing(r, q), blocks_available(r), 1) &&
+        share_prompt(r, q, owner))
+        return true;
     match_prefix(r, q);
     int need = kv_blocks_for(r->pool, (size_t)q->n_tokens) - q->table.n;
     bool fits =

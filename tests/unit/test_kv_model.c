@@ -322,7 +322,9 @@ static void fork_into(struct model *m, const struct seq *from, struct seq *q)
     m->doing = "fork";
     *q = *from;
     REQUIRE(m, kv_table_init(&q->table, ROOM, &err) == CFG_OK);
-    REQUIRE(m, kv_table_fork(m->pool, &from->table, &q->table, &err) == CFG_OK);
+    REQUIRE(m, kv_table_fork(m->pool, &from->table,
+                             (size_t)(from->table.n * kv_pool_block_size(m->pool)), &q->table,
+                             &err) == CFG_OK);
     REQUIRE(m, q->table.n == from->table.n);
 }
 

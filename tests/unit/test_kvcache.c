@@ -189,7 +189,7 @@ static void the_peak_counts_a_shared_block_once(void **state)
     struct kv_pool *p = pool_of(8, 4);
     struct error err;
     struct kv_table a = table_of(p, 4, 12), b = table_of(p, 4, 0);
-    assert_int_equal(kv_table_fork(p, &a, &b, &err), CFG_OK);
+    assert_int_equal(kv_table_fork(p, &a, 12, &b, &err), CFG_OK);
     assert_int_equal(kv_pool_used(p), 3);
     assert_int_equal(kv_table_reserve(p, &b, 16, &err), CFG_OK);
     kv_table_release(p, &a);
@@ -206,7 +206,7 @@ static void a_fork_shares_every_block(void **state)
     struct kv_pool *p = pool_of(4, 4);
     struct error err;
     struct kv_table a = table_of(p, 4, 10), b = table_of(p, 3, 0);
-    assert_int_equal(kv_table_fork(p, &a, &b, &err), CFG_OK);
+    assert_int_equal(kv_table_fork(p, &a, 10, &b, &err), CFG_OK);
     assert_int_equal(b.n, 3);
     assert_memory_equal(a.blocks, b.blocks, 3 * sizeof(int32_t));
     for (int i = 0; i < 3; i++) assert_int_equal(kv_block_refs(p, a.blocks[i]), 2);
@@ -225,13 +225,18 @@ static void a_fork_needs_an_empty_table_with_room(void **state)
     struct kv_pool *p = pool_of(4, 4);
     struct error err;
     struct kv_table a = table_of(p, 3, 9), small = table_of(p, 2, 0), taken = table_of(p, 4, 1);
-    assert_int_equal(kv_table_fork(p, &a, &small, &err), CFG_EINVAL);
+    assert_int_equal(kv_table_fork(p, &a, 9, &small, &err), CFG_EINVAL);
     assert_int_equal(small.n, 0);
-    assert_int_equal(kv_table_fork(p, &a, &taken, &err), CFG_EINVAL);
+    assert_int_equal(kv_table_fork(p, &a, 9, &taken, &err), CFG_EINVAL);
     assert_int_equal(taken.n, 1);
+    assert_int_equal(kv_table_fork(p, &a, 13, &small, &err), CFG_EINVAL); /* a has no such place */
+    assert_int_equal(kv_table_fork(p, &a, 8, &small, &err), CFG_OK); /* two blocks of the three */
+    assert_int_equal(small.n, 2);
+    assert_int_equal(kv_block_refs(p, a.blocks[1]), 2);
+    assert_int_equal(kv_block_refs(p, a.blocks[2]), 1);
+    kv_table_release(p, &small);
     check(p, &a, &taken);
     kv_table_release(p, &a);
-    kv_table_release(p, &small);
     kv_table_release(p, &taken);
     kv_pool_close(p);
 }
@@ -246,7 +251,7 @@ static void a_shared_block_is_copied_before_it_is_written(void **state)
     assert_int_equal(kv_table_make_writable(p, &a, 9, &copy, &err), CFG_OK); /* its own */
     assert_int_equal(copy.src, -1);
     assert_int_equal(copy.dst, -1);
-    assert_int_equal(kv_table_fork(p, &a, &b, &err), CFG_OK);
+    assert_int_equal(kv_table_fork(p, &a, 10, &b, &err), CFG_OK);
     int32_t shared = a.blocks[2];
     assert_int_equal(kv_table_make_writable(p, &b, 10, &copy, &err), CFG_OK);
     assert_int_equal(copy.src, shared);
@@ -274,7 +279,7 @@ static void a_copy_that_can_not_be_had_changes_nothing(void **state)
     struct error err = {0};
     struct kv_copy copy = {9, 9};
     struct kv_table a = table_of(p, 2, 8), b = table_of(p, 2, 0);
-    assert_int_equal(kv_table_fork(p, &a, &b, &err), CFG_OK);
+    assert_int_equal(kv_table_fork(p, &a, 8, &b, &err), CFG_OK);
     assert_int_equal(kv_table_make_writable(p, &b, 4, &copy, &err), CFG_EFULL);
     assert_int_equal(err.code, CFG_EFULL);
     assert_int_equal(copy.src, -1);

@@ -23,6 +23,8 @@
 static const struct engine_info *sim_info(const struct engine *e);
 static int sim_step(struct engine *e, const struct engine_rows *rows, int n_rows, uint64_t *dropped,
                     struct engine_routing *routing, struct error *err);
+static int sim_copy_blocks(struct engine *e, const struct engine_block_copy *list, int n,
+                           struct error *err);
 static int sim_sampler_new(struct engine_sampler **out, const struct engine_sampling *s,
                            const struct engine_info *info, const int32_t *prompt, size_t n_prompt,
                            struct error *err);
@@ -31,6 +33,7 @@ static double sim_now(void);
 
 #define engine_info(e)      sim_info(e)
 #define engine_step         sim_step
+#define engine_copy_blocks  sim_copy_blocks
 #define engine_sampler_new  sim_sampler_new
 #define engine_sampler_free sim_sampler_free
 #define cfg_now             sim_now
@@ -39,6 +42,7 @@ static double sim_now(void);
 #include "scheduler/seq.c"
 #undef engine_info
 #undef engine_step
+#undef engine_copy_blocks
 #undef engine_sampler_new
 #undef engine_sampler_free
 #undef cfg_now
@@ -63,7 +67,7 @@ static struct {
     struct slot kv[MAX_BLOCKS * BLOCK];
     double now;
     int n_fail; /* so many of the next steps fail */
-    long rows;
+    long rows, copies;
     unsigned long seed;
 } sim;
 
@@ -154,6 +158,18 @@ static int sim_step(struct engine *e, const struct engine_rows *rows, int n_rows
         }
         if (r->sampler) r->sampled->token = pick(h, r->sampler->n_sampled++);
     }
+    return CFG_OK;
+}
+
+/* Now and then the copy fails: the prompt's end is computed again then. */
+static int sim_copy_blocks(struct engine *e, const struct engine_block_copy *list, int n,
+                           struct error *err)
+{
+    (void)e;
+    if (sim.copies++ % 5 == 4) return cfg_fail(err, CFG_EIO, "no copy");
+    for (int i = 0; i < n; i++)
+        memcpy(&sim.kv[list[i].to * BLOCK], &sim.kv[list[i].from * BLOCK],
+               BLOCK * sizeof(sim.kv[0]));
     return CFG_OK;
 }
 
@@ -441,6 +457,7 @@ static void random_schedules(void **state)
     assert_true(sum.evictions > N_SCHEDULES / 10);
     assert_true(sum.timeouts > N_SCHEDULES / 100);
     assert_true(sum.deferrals > N_SCHEDULES);
+    assert_true(sim.copies > N_SCHEDULES / 10);
 }
 
 int main(void)
