@@ -31,7 +31,7 @@ SAN := -fsanitize=address,undefined,fuzzer-no-link -fno-sanitize-recover=all
 CFLAGS := -O1 -g
 endif
 
-FOLDERS := config kvcache engine engine/cpu scheduler server
+FOLDERS := config kvcache engine engine/cpu engine/grammar scheduler server
 SRCS    := $(filter-out server/main.c,$(wildcard $(addsuffix /*.c,$(FOLDERS)))) $(wildcard $(addsuffix /*.cc,$(FOLDERS)))
 OBJS    := $(patsubst %,$(BUILD)/obj/%.o,$(basename $(SRCS)))
 UNIT    := $(patsubst tests/unit/%.c,$(BUILD)/unit/%,$(wildcard tests/unit/test_*.c))
@@ -111,9 +111,9 @@ CU_SRCS   := $(wildcard engine/cuda/*.cu)
 PIC_OBJS  := $(patsubst %,$(BUILD)/pic/%.o,config/error config/utf8)
 GPU_CHECK := $(patsubst tests/gpu/%.c,$(BUILD)/gpu/%,$(wildcard tests/gpu/check_*.c))
 EMU_FLAGS := -std=c++17 -D_GNU_SOURCE -Itests/gpu/emu -I. -Wall -Wextra -Werror -Wshadow=local -Wno-unknown-pragmas -pthread \
-             -fPIC -fvisibility=hidden
+             -fPIC -fvisibility=hidden -fno-strict-aliasing
 EMU_OBJS  := $(patsubst %.cu,$(BUILD)/cuda-emu/%.o,$(CU_SRCS)) \
-             $(patsubst %.cc,$(BUILD)/cuda-emu/%.o,$(filter-out %/test_emu.cc,$(wildcard tests/gpu/emu/*.cc)))
+             $(patsubst %.cc,$(BUILD)/cuda-emu/%.o,$(wildcard tests/gpu/emu/*.cc))
 
 $(BUILD)/pic/%.o: %.c
 	@mkdir -p $(@D)
@@ -150,9 +150,26 @@ $(BUILD)/gpu/check_%: $(BUILD)/obj/tests/gpu/check_%.o $(BUILD)/libopenmoed.a
 
 cuda: $(BUILD)/libopenmoed-cuda.so
 
+# The functions of <device.cuh> against their definitions, emulated and, where there is nvcc, compiled for
+# every target with warnings as errors ($(BUILD)/gpu/test_device* run on a GPU); and the emulation itself.
+DEVICE_TESTS := test_device test_device_numbers
+EMU_TESTS    := $(addprefix $(BUILD)/cuda-emu/,$(DEVICE_TESTS) test_emu test_emu_runtime)
+$(EMU_TESTS): $(BUILD)/cuda-emu/%: $(BUILD)/cuda-emu/tests/gpu/%.o \
+                                   $(filter $(BUILD)/cuda-emu/tests/gpu/emu/%,$(EMU_OBJS))
+	@echo "  ld  $@"
+	@$(CXX) $(SAN) $^ -pthread -o $@
+
+$(addprefix $(BUILD)/gpu/,$(DEVICE_TESTS)): $(BUILD)/gpu/%: $(BUILD)/obj/tests/gpu/%.cu.o
+	@mkdir -p $(@D)
+	@echo "  ld  $@"
+	@$(NVCC) -cudart static $^ -o $@
+
+check-device: $(EMU_TESTS) $(if $(VARIANT),,$(if $(NVCC),$(addprefix $(BUILD)/gpu/,$(DEVICE_TESTS))))
+	@set -e; for t in $(EMU_TESTS); do $$t 2>$$t.log || { cat $$t.log; exit 1; }; done
+
 # The backend and the engine over it, on the emulated device.
 EMU_UNIT := $(addprefix $(BUILD)/unit/,test_golden test_engine test_sched_invariants)
-check-emu: $(BUILD)/cuda-emu/libopenmoed-cuda.so $(GPU_CHECK) $(EMU_UNIT)
+check-emu: $(BUILD)/cuda-emu/libopenmoed-cuda.so $(GPU_CHECK) $(EMU_UNIT) check-device
 	@tests/gpu/run-checks.sh $(BUILD) $< emulated $(JOBS)
 
 units: $(UNIT)
@@ -240,7 +257,8 @@ clean:
 	rm -rf build
 
 -include $(OBJS:.o=.d) $(patsubst %,$(BUILD)/obj/%.d,$(basename $(wildcard tests/*/*.c)) server/main) \
-         $(CU_SRCS:%=$(BUILD)/obj/%.d) $(EMU_OBJS:.o=.d) $(PIC_OBJS:.o=.d)
+         $(CU_SRCS:%=$(BUILD)/obj/%.d) $(EMU_OBJS:.o=.d) $(PIC_OBJS:.o=.d) \
+         $(EMU_TESTS:$(BUILD)/cuda-emu/%=$(BUILD)/cuda-emu/tests/gpu/%.d) $(DEVICE_TESTS:%=$(BUILD)/obj/tests/gpu/%.cu.d)
 
-.PHONY: all units benches fuzzers cpu cuda check-emu run test check-units asan tsan fuzz check-integration bench lint format check install clean
+.PHONY: all units benches fuzzers cpu cuda check-device check-emu run test check-units asan tsan fuzz check-integration bench lint format check install clean
 .SECONDARY:

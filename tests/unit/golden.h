@@ -18,6 +18,7 @@
 #include <cmocka.h>
 
 #include "engine/engine.h"
+#include "tests/unit/device.h"
 
 #define TINY_VOCAB  512
 #define TINY_BLOCKS 128 /* of 16 tokens */
@@ -53,7 +54,7 @@ static inline const cJSON *golden_get(const cJSON *object, const char *name)
 static inline struct engine_options tiny_options(const char *folder)
 {
     return (struct engine_options){.model = folder,
-                                   .device = CFG_DEVICE_CPU,
+                                   .device = test_device(),
                                    .dtype = CFG_DTYPE_F32,
                                    .cpu_isa = "auto",
                                    .threads = 2,

@@ -22,6 +22,7 @@
 #include <unistd.h>
 
 #include "scheduler/scheduler.h"
+#include "tests/unit/device.h"
 
 #define TINY       "tests/golden/tiny"
 #define CONTEXT    256
@@ -87,7 +88,7 @@ static inline struct harness *harness_open(const struct setup *set)
     sem_init(&h->held, 0, 0);
     sem_init(&h->gate, 0, 0);
     struct engine_options eo = {.model = TINY,
-                                .device = CFG_DEVICE_CPU,
+                                .device = test_device(),
                                 .cpu_isa = "auto",
                                 .threads = set->threads ? set->threads : 2,
                                 .capacity = set->capacity,

@@ -35,6 +35,12 @@ static size_t n_jobs(void)
     return test_emulated() ? 6 : 32;
 }
 
+static bool skip_emulated(const char *what)
+{
+    if (test_emulated()) print_message("%s: too slow on the emulated device, NOT CHECKED\n", what);
+    return test_emulated();
+}
+
 static int n_modes(void)
 {
     return test_emulated() ? 1 : MODES;
@@ -123,10 +129,11 @@ static void the_way_of_serving_changes_nothing(void **state)
 
         struct setup company = with(&modes[m], 48, 512, 400, false);
         struct setup chunks = with(&modes[m], 6, 7, 400, false);
-        struct setup short_of_blocks = with(&modes[m], 48, 64, 15, false);
+        const int few = test_emulated() ? 13 : 15; /* blocks: one sequence fits, not all */
+        struct setup short_of_blocks = with(&modes[m], 48, 64, few, false);
         struct setup cached = with(&modes[m], 8, 100, 400, true);
         struct setup cached_in_chunks = with(&modes[m], 5, 7, 400, true);
-        struct setup cached_and_short = with(&modes[m], 48, 64, 15, true);
+        struct setup cached_and_short = with(&modes[m], 48, 64, few, true);
 
         assert_int_equal(check_together(&company, expected, false).preemptions, 0);
         assert_int_equal(check_together(&chunks, expected, false).preemptions, 0);
@@ -150,6 +157,7 @@ static void the_way_of_serving_changes_nothing(void **state)
 static void a_flood_of_one_token_changes_nothing(void **state)
 {
     (void)state;
+    if (skip_emulated("a flood of one token")) return;
     enum { FLOOD = 10 };
     mix_with_common_beginnings(47);
     for (int m = 0; m < n_modes(); m++) {
@@ -179,6 +187,7 @@ static void a_flood_of_one_token_changes_nothing(void **state)
 static void reference_mode_depends_on_company(void **state)
 {
     (void)state;
+    if (skip_emulated("reference mode")) return;
     struct setup reference = roomy;
     reference.capacity = CFG_CAPACITY_REFERENCE;
     struct error err = {0};
@@ -275,9 +284,12 @@ static void siblings_survive_the_first(void **state)
     submit(h, &chat);
     wait_held(h);
     assert_int_equal(sched_submit_all(h->sched, jobs, 3, &err), CFG_OK);
-    hold(h);
-    let_go(h);
-    wait_held(h); /* a step with a token for the chat and 7 rows for the first */
+    /* On a device a step's events are told while the next one runs: it was planned without them. */
+    for (int round = 0; round <= test_on_gpu(); round++) {
+        hold(h);
+        let_go(h);
+        wait_held(h);
+    } /* a step with a token for the chat and 7 rows for the first */
     assert_int_equal(stats_of(h).prompt_tokens, 5 + 7);
     assert_int_equal(stats_of(h).waiting, 2);
     sched_cancel(h->sched, 1);
