@@ -139,6 +139,11 @@ $(BUILD)/cuda-emu/%.o: %.cc
 	@echo "  c++ $<"
 	@$(CXX) $(EMU_FLAGS) $(CFLAGS) $(SAN) -MMD -MP -c $< -o $@
 
+# The emulation itself stays outside TSan, which then looks for races among the threads of kernels.
+ifeq ($(VARIANT),tsan)
+$(BUILD)/cuda-emu/tests/gpu/emu/%.o: SAN := -DEMU_RACES
+endif
+
 $(BUILD)/cuda-emu/libopenmoed-cuda.so: $(EMU_OBJS) $(PIC_OBJS)
 	@echo "  ld  $@"
 	@$(CXX) -shared $(SAN) $^ -ldl -pthread -o $@
@@ -169,8 +174,22 @@ check-device: $(EMU_TESTS) $(if $(VARIANT),,$(if $(NVCC),$(addprefix $(BUILD)/gp
 
 # The backend and the engine over it, on the emulated device.
 EMU_UNIT := $(addprefix $(BUILD)/unit/,test_golden test_engine test_sched_invariants)
-check-emu: $(BUILD)/cuda-emu/libopenmoed-cuda.so $(GPU_CHECK) $(EMU_UNIT) check-device
+check-emu: $(BUILD)/cuda-emu/libopenmoed-cuda.so $(GPU_CHECK) $(EMU_UNIT) $(BUILD)/gpu/dialogues.jsonl check-device
 	@tests/gpu/run-checks.sh $(BUILD) $< emulated $(JOBS)
+
+# Held-out dialogues for the demo model.
+$(BUILD)/gpu/dialogues.jsonl: $(wildcard tests/reference/dialogue*.py)
+	@mkdir -p $(@D)
+	python3 tests/reference/dialogues.py --held-out --n 40 --seed 2026 > $@
+
+# On a GPU: all checks, then the benchmarks, one table at the end. gpu-kit makes the folder to carry to a
+# machine that has a GPU but not our Debian packages; there, tests/gpu/check-gpu.sh does the same.
+gpu-kit: $(BUILD)/openmoed cuda $(GPU_CHECK) $(EMU_UNIT) $(addprefix $(BUILD)/gpu/,$(DEVICE_TESTS) dialogues.jsonl) \
+         $(BUILD)/bench/bench_gpu $(BUILD)/load/chatload
+	@tests/gpu/make-kit.sh $(BUILD)
+
+check-gpu: gpu-kit
+	@tests/gpu/check-gpu.sh --kit $(BUILD)/gpu-kit
 
 units: $(UNIT)
 benches: $(BENCH)
@@ -260,5 +279,5 @@ clean:
          $(CU_SRCS:%=$(BUILD)/obj/%.d) $(EMU_OBJS:.o=.d) $(PIC_OBJS:.o=.d) \
          $(EMU_TESTS:$(BUILD)/cuda-emu/%=$(BUILD)/cuda-emu/tests/gpu/%.d) $(DEVICE_TESTS:%=$(BUILD)/obj/tests/gpu/%.cu.d)
 
-.PHONY: all units benches fuzzers cpu cuda check-device check-emu run test check-units asan tsan fuzz check-integration bench lint format check install clean
+.PHONY: all units benches fuzzers cpu cuda check-device check-emu gpu-kit check-gpu run test check-units asan tsan fuzz check-integration bench lint format check install clean
 .SECONDARY:

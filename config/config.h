@@ -47,6 +47,7 @@ enum cfg_kv_dtype { CFG_KV_AUTO, CFG_KV_FP8 };
 enum cfg_quantization { CFG_QUANTIZE_NONE, CFG_QUANTIZE_FP8, CFG_QUANTIZE_INT8 };
 enum cfg_capacity { CFG_CAPACITY_DROPLESS, CFG_CAPACITY_REFERENCE, CFG_CAPACITY_ISOLATED };
 enum cfg_switch { CFG_OFF, CFG_ON };
+enum cfg_access { CFG_ACCESS_OWNER, CFG_ACCESS_GROUP, CFG_ACCESS_ALL };
 enum cfg_load_format { CFG_LOAD_AUTO, CFG_LOAD_DUMMY };
 enum cfg_log_level { CFG_LOG_DEBUG, CFG_LOG_INFO, CFG_LOG_WARN, CFG_LOG_ERROR };
 enum cfg_log_format { CFG_LOG_TEXT, CFG_LOG_JSON };
@@ -59,8 +60,14 @@ struct cfg_options {
     char *served_model_name; /* --served-model-name, or the last part of --model */
     char *host;              /* --host: address to listen on */
     int port;                /* --port: 0 = any free port, which is logged */
-    enum cfg_device device;  /* --device */
-    int gpu;                 /* --device cuda:N */
+    char *unix_socket;       /* --unix-socket: NULL = host and port */
+    enum cfg_access unix_socket_access;    /* --unix-socket-access */
+    char *tls_cert;                        /* --tls-cert: NULL = no TLS */
+    char *tls_key;                         /* --tls-key */
+    char *allowed_origins;                 /* --allowed-origins: NULL = no CORS */
+    enum cfg_switch insecure_no_auth;      /* --insecure-no-auth */
+    enum cfg_device device;                /* --device */
+    int gpu;                               /* --device cuda:N */
     double gpu_memory_utilization;         /* --gpu-memory-utilization: share of what is free */
     enum cfg_kv_dtype kv_cache_dtype;      /* --kv-cache-dtype */
     enum cfg_quantization quantization;    /* --quantization */
@@ -75,9 +82,17 @@ struct cfg_options {
     char *api_key;                    /* --api-key: NULL = no authentication */
     char *api_key_file;               /* --api-key-file: tenants with their keys and limits */
     size_t max_body_size;             /* --max-body-size: bytes, suffixes K M G */
+    size_t max_header_size;           /* --max-header-size: bytes */
+    int max_connections;              /* --max-connections */
+    int max_connections_per_address;  /* --max-connections-per-address: 0 = no bound */
+    int header_timeout;               /* --header-timeout: seconds, as the next two */
+    int body_timeout;                 /* --body-timeout */
+    int keep_alive_timeout;           /* --keep-alive-timeout */
+    size_t max_stream_buffer;         /* --max-stream-buffer: bytes */
     int drain_timeout;                /* --drain-timeout: seconds */
     enum cfg_log_level log_level;     /* --log-level */
     enum cfg_log_format log_format;   /* --log-format */
+    enum cfg_switch log_requests;     /* --log-requests */
     int max_num_seqs;                 /* --max-num-seqs: sequences running at once */
     int max_num_batched_tokens;       /* --max-num-batched-tokens: rows of one engine step */
     int max_queued_requests;          /* --max-queued-requests: waiting sequences; past it 429 */
@@ -118,6 +133,17 @@ bool cfg_log_enabled(enum cfg_log_level level);
 /* One line: time, level, message. `fmt` is prose with key=value pairs where figures matter.
  * Control characters in the message are escaped, so that input can't forge a line. */
 void cfg_log(enum cfg_log_level level, const char *fmt, ...) CFG_PRINTF(2, 3);
+
+/* A figure is a number as text; any other value may hold whatever a client sent. */
+struct cfg_log_field {
+    const char *key;
+    const char *value;
+    bool figure;
+};
+/* One line with fields: key=value pairs after the message, with quotes where a value needs them, or
+ * members of the JSON object. What does not fit is cut, and the line stays whole. */
+void cfg_log_fields(enum cfg_log_level level, const char *message,
+                    const struct cfg_log_field *fields, size_t n);
 
 /* ---- arena: memory that dies together -------------------------------------------------------- */
 

@@ -20,10 +20,14 @@ static atomic_int log_format = CFG_LOG_TEXT;
 static const char *const text_names[] = {"DEBUG", "INFO", "WARN", "ERROR"};
 static const char *const json_names[] = {"debug", "info", "warn", "error"};
 
-/* A pipe takes up to 4,096 bytes at once without mixing writers. */
+enum {
+    LINE = 4096,      /* a pipe takes as much at once without mixing writers */
+    ROOM = LINE - 16, /* the rest is for what closes the line */
+};
+
 struct line {
     size_t len;
-    char data[4096];
+    char data[LINE];
 };
 
 void cfg_log_setup(enum cfg_log_level level, enum cfg_log_format format)
@@ -55,10 +59,9 @@ static size_t escape(char out[8], const char *s, enum utf8_kind kind, bool json)
     return (size_t)n;
 }
 
-/* Appends the message, leaving room for what closes the line. */
-static void add_message(struct line *l, const char *s, size_t n, bool json)
+/* Appends what may hold anything; `quoted`: it stands in quotes. False when it had to be cut. */
+static bool add_message(struct line *l, const char *s, size_t n, bool quoted, bool json)
 {
-    const size_t room = sizeof l->data - 16;
     size_t len;
     for (size_t i = 0; i < n; i += len) {
         enum utf8_kind kind = cfg_utf8_next(s + i, n - i, &len);
@@ -68,18 +71,19 @@ static void add_message(struct line *l, const char *s, size_t n, bool json)
         char escaped[8];
         const char *add = s + i;
         size_t n_add = len;
-        if (kind != UTF8_VALID || control || (json && (c == '"' || c == '\\'))) {
+        if (kind != UTF8_VALID || control || (quoted && (c == '"' || c == '\\'))) {
             add = escaped;
             n_add = escape(escaped, s + i, kind, json);
         }
-        if (l->len + n_add > room) {
+        if (l->len + n_add > ROOM) {
             memcpy(l->data + l->len, "...", 3);
             l->len += 3;
-            return;
+            return false;
         }
         memcpy(l->data + l->len, add, n_add);
         l->len += n_add;
     }
+    return true;
 }
 
 static void add_text(struct line *l, const char *s)
@@ -111,11 +115,22 @@ static void write_line(const struct line *l)
     }
 }
 
+static bool begin_line(struct line *l, enum cfg_log_level level)
+{
+    bool json = atomic_load(&log_format) == CFG_LOG_JSON;
+    l->len = 0;
+    if (json) add_text(l, "{\"time\":\"");
+    add_time(l);
+    add_text(l, json ? "\",\"level\":\"" : " ");
+    add_text(l, (json ? json_names : text_names)[level]);
+    add_text(l, json ? "\",\"message\":\"" : " ");
+    return json;
+}
+
 void cfg_log(enum cfg_log_level level, const char *fmt, ...)
 {
     if (!cfg_log_enabled(level)) return;
     int saved_errno = errno;
-    bool json = atomic_load(&log_format) == CFG_LOG_JSON;
 
     char message[3072];
     va_list args;
@@ -127,15 +142,49 @@ void cfg_log(enum cfg_log_level level, const char *fmt, ...)
     bool cut = n >= (int)sizeof message;
     if (cut) len = cfg_utf8_complete(message, len);
 
-    struct line l = {.len = 0};
-    if (json) add_text(&l, "{\"time\":\"");
-    add_time(&l);
-    add_text(&l, json ? "\",\"level\":\"" : " ");
-    add_text(&l, (json ? json_names : text_names)[level]);
-    add_text(&l, json ? "\",\"message\":\"" : " ");
-    add_message(&l, message, len, json);
-    if (cut && l.len < sizeof l.data - 16) add_text(&l, "...");
+    struct line l;
+    bool json = begin_line(&l, level);
+    if (add_message(&l, message, len, json, json) && cut && l.len < ROOM) add_text(&l, "...");
     add_text(&l, json ? "\"}\n" : "\n");
+    write_line(&l);
+    errno = saved_errno;
+}
+
+/* Could a reader take it for more than one word, or for a key? */
+static bool needs_quotes(const char *value)
+{
+    if (!*value) return true;
+    for (const char *c = value; *c; c++) {
+        if (*c <= ' ' || *c >= 0x7F || *c == '"' || *c == '=' || *c == '\\') return true;
+    }
+    return false;
+}
+
+static bool add_field(struct line *l, const struct cfg_log_field *f, bool json)
+{
+    size_t least = strlen(f->key) + 8 + (f->figure ? strlen(f->value) : 0);
+    if (l->len + least > ROOM) return false;
+    bool quoted = !f->figure && (json || needs_quotes(f->value));
+    add_text(l, json ? ",\"" : " ");
+    add_text(l, f->key);
+    add_text(l, json ? "\":" : "=");
+    if (quoted) add_text(l, "\"");
+    bool whole = add_message(l, f->value, strlen(f->value), quoted, json);
+    if (quoted) add_text(l, "\"");
+    return whole;
+}
+
+void cfg_log_fields(enum cfg_log_level level, const char *message,
+                    const struct cfg_log_field *fields, size_t n)
+{
+    if (!cfg_log_enabled(level)) return;
+    int saved_errno = errno;
+    struct line l;
+    bool json = begin_line(&l, level);
+    bool whole = add_message(&l, message, strlen(message), json, json);
+    if (json) add_text(&l, "\"");
+    for (size_t i = 0; i < n && whole; i++) whole = add_field(&l, &fields[i], json);
+    add_text(&l, json ? "}\n" : "\n");
     write_line(&l);
     errno = saved_errno;
 }

@@ -17,6 +17,7 @@ static const char *const dtypes[] = {"auto", "f32", "bf16", NULL};
 static const char *const isas[] = {"auto", "reference", "generic", "avx2", "avx512", "amx", NULL};
 static const char *const capacities[] = {"dropless", "reference", "isolated", NULL};
 static const char *const switches[] = {"off", "on", NULL};
+static const char *const accesses[] = {"owner", "group", "all", NULL};
 static const char *const load_formats[] = {"auto", "dummy", NULL};
 static const char *const log_levels[] = {"debug", "info", "warn", "error", NULL};
 static const char *const log_formats[] = {"text", "json", NULL};
@@ -35,9 +36,28 @@ const struct option cfg_option_table[] = {
      .absent = "the last part of --model",
      .help = "Name of the model in requests and answers."},
     {"host", "ADDRESS", OPTION_TEXT, FIELD(host), .initial = "127.0.0.1",
-     .help = "Address to listen on."},
+     .help = "Address to listen on. One that other machines can reach needs --api-key or "
+             "--api-key-file."},
     {"port", "N", OPTION_INT, FIELD(port), .initial = "8000", .max = 65535,
      .help = "Port to listen on; 0 takes any free one, and the log says which."},
+    {"unix-socket", "PATH", OPTION_TEXT, FIELD(unix_socket), .absent = "none",
+     .help = "Listen on this socket instead of --host and --port. A socket that is there already is "
+             "replaced if nobody listens on it."},
+    {"unix-socket-access", "WHO", OPTION_CHOICE, FIELD(unix_socket_access), .initial = "group",
+     .choices = accesses,
+     .help = "Who may connect to --unix-socket: the daemon's own user, its group too (mode 0660), or "
+             "all."},
+    {"tls-cert", "FILE", OPTION_TEXT, FIELD(tls_cert), .absent = "none, and no TLS",
+     .help = "Certificate, followed by those of its issuers, in PEM. Serves https (TLS 1.2 and 1.3) "
+             "only. Read again on SIGHUP, for new connections."},
+    {"tls-key", "FILE", OPTION_TEXT, FIELD(tls_key), .absent = "none",
+     .help = "Private key of --tls-cert, in PEM and not encrypted."},
+    {"allowed-origins", "LIST", OPTION_TEXT, FIELD(allowed_origins), .absent = "none",
+     .help = "Origins whose pages may call from a browser (CORS), such as "
+             "https://chat.example,http://localhost:3000, or * for all."},
+    {"insecure-no-auth", "SWITCH", OPTION_CHOICE, FIELD(insecure_no_auth), .initial = "off",
+     .choices = switches,
+     .help = "Listen without any key where other machines can reach it: everyone may ask."},
     {"device", "DEVICE", OPTION_DEVICE, FIELD(device), .initial = "auto", .choices = devices,
      .help = "Where the model runs; auto takes the first GPU if it can be used, else the CPU, and "
              "the log says why; cuda:N is GPU N, counted from 0."},
@@ -84,6 +104,33 @@ const struct option cfg_option_table[] = {
     {"max-body-size", "SIZE", OPTION_SIZE, FIELD(max_body_size), .initial = "4M", .min = KIB(1),
      .max = GIB(1),
      .help = "Longest request body; past it the answer is 413."},
+    {"max-header-size", "SIZE", OPTION_SIZE, FIELD(max_header_size), .initial = "16K",
+     .min = KIB(1), .max = KIB(1024),
+     .help = "Longest header of a request; past it the answer is 431. Each connection has a buffer "
+             "of this and 16K."},
+    {"max-connections", "N", OPTION_INT, FIELD(max_connections), .initial = "4096", .min = 1,
+     .max = MANY,
+     .help = "Connections at once; past it the answer is 503, but for /health, /version and "
+             "/metrics."},
+    {"max-connections-per-address", "N", OPTION_INT, FIELD(max_connections_per_address),
+     .initial = "1024", .max = MANY,
+     .help = "Of these, from one IPv4 address or IPv6 /64 network; past it the answer is 429. 0 "
+             "means no bound."},
+    {"header-timeout", "SECONDS", OPTION_INT, FIELD(header_timeout), .initial = "10", .min = 1,
+     .max = 3600,
+     .help = "Time in which a new connection's first header must be complete, TLS included; on a "
+             "kept connection it follows --keep-alive-timeout."},
+    {"body-timeout", "SECONDS", OPTION_INT, FIELD(body_timeout), .initial = "30", .min = 1,
+     .max = 3600,
+     .help = "Time in which a request's body must be complete, and a second more for each 8K of it "
+             "that came."},
+    {"keep-alive-timeout", "SECONDS", OPTION_INT, FIELD(keep_alive_timeout), .initial = "75",
+     .min = 1, .max = 3600,
+     .help = "Time without a byte, between requests or while an answer is not read, after which a "
+             "connection is closed. Never in the middle of a stream that waits for the model."},
+    {"max-stream-buffer", "SIZE", OPTION_SIZE, FIELD(max_stream_buffer), .initial = "1M",
+     .min = KIB(1), .max = GIB(1),
+     .help = "Output of one stream that its client has not read; past it the request is given up."},
     {"drain-timeout", "SECONDS", OPTION_INT, FIELD(drain_timeout), .initial = "30", .max = 86400,
      .help = "Time that running requests get to finish after SIGTERM."},
     {"log-level", "LEVEL", OPTION_CHOICE, FIELD(log_level), .initial = "info",
@@ -92,6 +139,10 @@ const struct option cfg_option_table[] = {
     {"log-format", "FORMAT", OPTION_CHOICE, FIELD(log_format), .initial = "text",
      .choices = log_formats,
      .help = "How lines are logged to stderr."},
+    {"log-requests", "SWITCH", OPTION_CHOICE, FIELD(log_requests), .initial = "on",
+     .choices = switches,
+     .help = "A line for each request when it ends, never with its text; at level debug for "
+             "/health, /version and /metrics when they succeed."},
     {"max-num-seqs", "N", OPTION_INT, FIELD(max_num_seqs), .initial = "64", .min = 1, .max = 4096,
      .help = "Sequences that run at once."},
     {"max-num-batched-tokens", "N", OPTION_INT, FIELD(max_num_batched_tokens), .initial = "512",

@@ -74,6 +74,7 @@ const struct engine_info *engine_info(const struct engine *e);
 
 #define ENGINE_MAX_TOP 20
 
+struct engine_grammar;
 struct engine_bias {
     int32_t id;
     float bias;
@@ -96,6 +97,9 @@ struct engine_sampling {
     int min_tokens;      /* until so many are generated, the ids in `ends` are never sampled */
     const int32_t *ends; /* eos and stop ids */
     size_t n_ends;
+    struct engine_grammar *grammar; /* engine/grammar.h: what the answer must be; NULL = anything.
+                                       The sampler takes a reference of its own */
+    bool strip_space; /* with a grammar: the answer's leading space is not part of its text */
 };
 void engine_sampling_defaults(struct engine_sampling *s);
 

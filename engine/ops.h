@@ -120,6 +120,7 @@ struct op_sample {
     size_t n_adjust;
     int generated;  /* tokens sampled so far: the step of the draw, and what min_tokens looks at */
     int32_t eos_id; /* the choice when nothing is possible */
+    const uint32_t *mask; /* [(usable + 31) / 32] bits: only these ids are possible; NULL: all */
 };
 
 struct ops {
@@ -197,7 +198,7 @@ int cpu_reference_open(const struct ops **ops, void **be, const struct backend_o
 /* What the daemon and a backend in a shared object must agree on; the first number is raised when
  * this header changes, the sizes catch what is forgotten. */
 #define OPS_ABI                                                                                    \
-    ((int)(1u << 24 ^ sizeof(struct ops) << 12 ^ sizeof(struct backend_options) << 6 ^             \
+    ((int)(2u << 24 ^ sizeof(struct ops) << 12 ^ sizeof(struct backend_options) << 6 ^             \
            sizeof(struct op_batch) << 3 ^ sizeof(struct op_sample) ^                               \
            sizeof(struct engine_result) << 16))
 /* Opens the CUDA backend's shared object, which stands beside the program; CFG_EUNSUPPORTED, with

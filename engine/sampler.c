@@ -4,8 +4,8 @@
 // taken in engine_sampler_new and nothing is allocated by a pick.
 //
 // Order: logprobs of the untouched row; logit bias, repetition penalty, frequency and presence
-// penalty, bans; temperature 0 takes the maximum; else divide by the temperature, then top_k, then
-// top_p (over what top_k kept), then min_p, then draw.
+// penalty, bans, what the grammar does not allow; temperature 0 takes the maximum; else divide by
+// the temperature, then top_k, then top_p (over what top_k kept), then min_p, then draw.
 //
 // The draw is a race: token i arrives at time E_i / w_i, E_i exponential, and the first one wins,
 // which is the Gumbel-max trick without its logarithms. E_i comes from a 64-bit mix of (seed,
@@ -17,6 +17,8 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "engine/grammar/matcher.h"
 
 #define BLOCK     256   /* ids handled at once, by loops that vectorise */
 #define LANES     16    /* partial results of a reduction */
@@ -34,6 +36,11 @@ struct engine_sampler {
     size_t n_entries, max_entries;
     uint32_t *index; /* [index_mask + 1] 0 = free, else 1 + place in entries */
     size_t index_mask;
+    struct matcher *matcher; /* follows the grammar; NULL: none */
+    uint32_t *mask;          /* [(usable + 31) / 32] what it allows next ... */
+    bool mask_ready;         /* ... when this is set */
+    int32_t *ends;           /* [n_ends] with a grammar: the ids that end the answer */
+    size_t n_ends;
 };
 
 /* A row as distances from its best id: d = (max - logit) / temperature, so weight = exp(-d). */
@@ -343,9 +350,45 @@ static void adjust(struct engine_sampler *s, float *logits, int usable)
     }
 }
 
+/* ---- the grammar ----------------------------------------------------------------------------- */
+
+/* Ids that end the answer may come when the text is complete, whatever text they stand for. */
+static void make_mask(struct engine_sampler *s)
+{
+    if (s->mask_ready) return;
+    const bool complete = matcher_complete(s->matcher);
+    matcher_mask(s->matcher, s->mask);
+    for (size_t i = 0; i < s->n_ends; i++) {
+        uint32_t *word = &s->mask[s->ends[i] / 32];
+        const uint32_t bit = 1u << s->ends[i] % 32;
+        *word = complete ? *word | bit : *word & ~bit;
+    }
+    s->mask_ready = true;
+}
+
+static void apply_mask(const uint32_t *mask, float *logits, int usable)
+{
+    int id = 0;
+    for (; id + 32 <= usable; id += 32) {
+        const uint32_t word = mask[id / 32];
+        if (word == UINT32_MAX) continue;
+        for (int j = 0; j < 32; j++) logits[id + j] = word >> j & 1 ? logits[id + j] : NO_LOGITS;
+    }
+    for (; id < usable; id++)
+        if (!(mask[id / 32] >> id % 32 & 1)) logits[id] = NO_LOGITS;
+}
+
+static bool is_end(const struct engine_sampler *s, int32_t token)
+{
+    for (size_t i = 0; i < s->n_ends; i++)
+        if (s->ends[i] == token) return true;
+    return false;
+}
+
 void sampler_pick(struct engine_sampler *s, float *logits, int usable, struct engine_result *out)
 {
     const struct engine_sampling *c = &s->cfg;
+    const float eos_raw = s->eos_id < usable ? logits[s->eos_id] : NO_LOGITS;
     double norm = 0;
     out->n_top = 0;
     out->logprob = 0;
@@ -354,6 +397,10 @@ void sampler_pick(struct engine_sampler *s, float *logits, int usable, struct en
         likeliest(logits, usable, c->n_logprobs, norm, out);
     }
     adjust(s, logits, usable);
+    if (s->matcher) {
+        make_mask(s);
+        apply_mask(s->mask, logits, usable);
+    }
 
     struct row r = {logits, usable, row_max(logits, usable), 1.0f};
     if (r.max == NO_LOGITS) { /* nothing is possible: end the answer */
@@ -365,8 +412,11 @@ void sampler_pick(struct engine_sampler *s, float *logits, int usable, struct en
         out->token = draw(&r, filter(c, &r), c->seed, s->generated);
     }
 
-    struct op_adjust *e = entry_of(s, out->token, false);
-    if (c->n_logprobs >= 0) out->logprob = logprob_of(e ? e->raw : logits[out->token], norm);
+    if (c->n_logprobs >= 0) {
+        const struct op_adjust *e = entry_of(s, out->token, false);
+        const float raw = out->token == s->eos_id ? eos_raw : e ? e->raw : logits[out->token];
+        out->logprob = logprob_of(raw, norm);
+    }
     sampler_note(s, out->token);
 }
 
@@ -375,10 +425,15 @@ void sampler_note(struct engine_sampler *s, int32_t token)
     struct op_adjust *e = entry_of(s, token, s->counts);
     if (e) e->generated++;
     s->generated++;
+    if (!s->matcher) return;
+    s->mask_ready = false;
+    if (!is_end(s, token)) (void)matcher_accept(s->matcher, token);
 }
 
-void sampler_view(const struct engine_sampler *s, struct op_sample *out)
+void sampler_view(struct engine_sampler *s, struct op_sample *out)
 {
+    if (s->matcher) make_mask(s);
+    out->mask = s->mask;
     out->cfg = &s->cfg;
     out->adjust = s->entries;
     out->n_adjust = s->n_entries;
@@ -439,6 +494,22 @@ static int make_room(struct engine_sampler *s, const struct engine_sampling *c,
     return CFG_OK;
 }
 
+static int follow_grammar(struct engine_sampler *s, const struct engine_sampling *c,
+                          const struct engine_info *info, struct error *err)
+{
+    int rc = matcher_new(&s->matcher, c->grammar, c->strip_space, err);
+    if (rc) return rc;
+    const size_t words = matcher_words(s->matcher);
+    if (words != ((size_t)info->usable_vocab + 31) / 32)
+        return cfg_fail(err, CFG_EINVAL, "the grammar was made for another vocabulary");
+    s->mask = malloc((words + 1) * sizeof *s->mask);
+    s->ends = malloc((c->n_ends + 1) * sizeof *s->ends);
+    if (!s->mask || !s->ends) return cfg_fail(err, CFG_ENOMEM, "no memory for a sampler");
+    for (size_t i = 0; i < c->n_ends; i++)
+        if (c->ends[i] >= 0 && c->ends[i] < info->usable_vocab) s->ends[s->n_ends++] = c->ends[i];
+    return CFG_OK;
+}
+
 int engine_sampler_new(struct engine_sampler **out, const struct engine_sampling *c,
                        const struct engine_info *info, const int32_t *prompt, size_t n_prompt,
                        struct error *err)
@@ -451,9 +522,11 @@ int engine_sampler_new(struct engine_sampler **out, const struct engine_sampling
     s->cfg = *c;
     s->cfg.bias = NULL;
     s->cfg.ends = NULL;
+    s->cfg.grammar = NULL;
     s->eos_id = info->eos_id;
     s->counts = c->presence_penalty != 0 || c->frequency_penalty != 0 || c->repetition_penalty != 1;
     rc = make_room(s, c, info, n_prompt, err);
+    if (!rc && c->grammar) rc = follow_grammar(s, c, info, err);
     if (rc) {
         engine_sampler_free(s);
         return rc;
@@ -473,6 +546,9 @@ int engine_sampler_new(struct engine_sampler **out, const struct engine_sampling
 void engine_sampler_free(struct engine_sampler *s)
 {
     if (!s) return;
+    matcher_free(s->matcher);
+    free(s->mask);
+    free(s->ends);
     free(s->entries);
     free(s->index);
     free(s);

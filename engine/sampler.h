@@ -18,7 +18,7 @@ void sampler_score(const float *logits, int usable, int32_t target, int n_top,
 
 /* For backends that sample on their own: the sampler's state as they need it, borrowed until the
  * step's end, and what they chose, which sampler_pick notes itself. */
-void sampler_view(const struct engine_sampler *s, struct op_sample *out);
+void sampler_view(struct engine_sampler *s, struct op_sample *out);
 void sampler_note(struct engine_sampler *s, int32_t token);
 
 #endif

@@ -10,9 +10,12 @@
 #include "engine/tokenizer.h"
 
 #include <cjson/cJSON.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "engine/grammar/trie.h"
 
 #define MAX_MODEL_BYTES ((size_t)256 << 20)
 #define MAX_JSON_BYTES  ((size_t)64 << 20)
@@ -21,11 +24,18 @@
 /* Types of a piece in the file; the field may be absent, which means normal. */
 enum { FILE_CONTROL = 3, FILE_USER_DEFINED = 4 };
 
+/* Made when the first grammar needs it, by whichever thread that is. */
+struct lazy_trie {
+    pthread_mutex_t lock;
+    struct token_trie *trie;
+};
+
 struct engine_tokenizer {
     struct sp *sp;
     int n_pieces, n_extra;
     int start_id, eos_id, bos_id;
     char (*extra)[24]; /* [n_extra] "<extra_id_N>" of id n_pieces + i */
+    struct lazy_trie *lazy;
 };
 
 /* ---- the two JSON files ---------------------------------------------------------------------- */
@@ -323,7 +333,12 @@ int tokenizer_open(struct engine_tokenizer **out, const char *folder, int vocab,
     struct side_files files = {0};
     *out = NULL;
     struct engine_tokenizer *t = calloc(1, sizeof *t);
-    if (!t) return cfg_fail(err, CFG_ENOMEM, "no memory for the tokenizer");
+    if (t) t->lazy = calloc(1, sizeof *t->lazy);
+    if (!t || !t->lazy) {
+        free(t);
+        return cfg_fail(err, CFG_ENOMEM, "no memory for the tokenizer");
+    }
+    pthread_mutex_init(&t->lazy->lock, NULL);
     int rc = open_with(t, folder, &files, vocab, err);
     cJSON_Delete(files.config);
     cJSON_Delete(files.map);
@@ -339,6 +354,9 @@ void tokenizer_close(struct engine_tokenizer *t)
     if (!t) return;
     sp_close(t->sp);
     free(t->extra);
+    trie_unref(t->lazy->trie);
+    pthread_mutex_destroy(&t->lazy->lock);
+    free(t->lazy);
     free(t);
 }
 
@@ -430,4 +448,39 @@ size_t engine_token_bytes(const struct engine_tokenizer *t, int32_t id, char *ou
         n++;
     }
     return n;
+}
+
+/* ---- the index for grammars ------------------------------------------------------------------ */
+
+/* The bytes of all pieces, one after the other. The unknown piece has none: what is shown for it is
+ * not what it stands for. */
+static int build_trie(const struct engine_tokenizer *t, struct token_trie **out, struct error *err)
+{
+    const int n = tokenizer_size(t);
+    uint32_t *offsets = calloc((size_t)n + 1, sizeof *offsets);
+    size_t total = 0;
+    for (int32_t id = 0; id < n && offsets; id++) {
+        offsets[id] = (uint32_t)total;
+        if (sp_piece_type(t->sp, id) != SP_UNKNOWN) total += engine_token_bytes(t, id, NULL, 0);
+    }
+    char *bytes = malloc(total + 1);
+    if (!offsets || !bytes || total > UINT32_MAX) {
+        free(offsets);
+        free(bytes);
+        return cfg_fail(err, CFG_ENOMEM, "no memory for an index of the vocabulary");
+    }
+    offsets[n] = (uint32_t)total;
+    for (int32_t id = 0; id < n; id++)
+        (void)engine_token_bytes(t, id, bytes + offsets[id], offsets[id + 1] - offsets[id]);
+    return trie_new(out, (uint8_t *)bytes, offsets, n, err);
+}
+
+int tokenizer_trie(const struct engine_tokenizer *t, struct token_trie **out, struct error *err)
+{
+    int rc = CFG_OK;
+    pthread_mutex_lock(&t->lazy->lock);
+    if (!t->lazy->trie) rc = build_trie(t, &t->lazy->trie, err);
+    *out = rc ? NULL : trie_ref(t->lazy->trie);
+    pthread_mutex_unlock(&t->lazy->lock);
+    return rc;
 }

@@ -26,6 +26,11 @@ int tokenizer_bos_id(
     const struct engine_tokenizer *t); /* <s>, or -1 when the model file has none */
 bool tokenizer_adds_space(
     const struct engine_tokenizer *t); /* encoding puts a space in front of the text */
+/* The pieces as grammars need them, built by the first call; *out is a new reference. Any thread.
+ */
+struct token_trie;
+int tokenizer_trie(const struct engine_tokenizer *t, struct token_trie **out,
+                   struct error *err) CFG_WARN_UNUSED;
 
 /* ---- sentencepiece_shim.cc: no C++ exception or type crosses it ------------------------------ */
 

@@ -43,6 +43,7 @@ static void make_jobs(struct request *r, struct sched_job *jobs, size_t n)
     for (size_t i = 0; i < n; i++) {
         api_job(r->api, i, r->server->next_job + i, &jobs[i]);
         r->reserved += (size_t)jobs[i].max_new;
+        if (r->n_same == i && jobs[i].prompt == jobs[0].prompt) r->n_same++;
         if (r->tenant == NULL) continue;
         jobs[i].tenant = r->tenant->number;
         jobs[i].weight = r->tenant->rules.weight;
@@ -117,11 +118,7 @@ static void settle(struct request *r, enum metrics_outcome outcome)
     keys_settle(r->tenant, r->reserved, api_prompt_tokens(r->api), api_completion_tokens(r->api),
                 cfg_now());
     metrics_observe(&r->server->metrics.duration, seconds, 1);
-    cfg_log(CFG_LOG_INFO,
-            "request: id=%s outcome=%s stream=%d prompt_tokens=%zu completion_tokens=%zu "
-            "seconds=%.3f",
-            r->id, names[outcome], api_is_stream(r->api), api_prompt_tokens(r->api),
-            api_completion_tokens(r->api), seconds);
+    r->finish = names[outcome];
 }
 
 void generate_end(struct request *r)
@@ -165,6 +162,15 @@ static void note_outcome(struct request *r, const struct sched_event *ev)
     if (ev->finish == SCHED_ERROR || ev->finish == SCHED_TIMEOUT) r->outcome = METRICS_ERROR;
 }
 
+/* A prompt's cached tokens count once, whatever the number of its choices. */
+static void note_first(struct request *r, size_t choice, const struct sched_event *ev)
+{
+    const double seconds = cfg_now() - r->began;
+    metrics_observe(&r->server->metrics.first_token, seconds, 1);
+    if (r->first_token <= 0) r->first_token = seconds;
+    if (choice % r->n_same == 0 && ev->cached_tokens > 0) r->cached += (size_t)ev->cached_tokens;
+}
+
 static void note_times(struct request *r, size_t choice, const struct sched_event *ev)
 {
     struct metrics *m = &r->server->metrics;
@@ -174,7 +180,7 @@ static void note_times(struct request *r, size_t choice, const struct sched_even
         if (*last > 0)
             metrics_observe(&m->inter_token, ev->time - *last, 1);
         else
-            metrics_observe(&m->first_token, cfg_now() - r->began, 1);
+            note_first(r, choice, ev);
     }
     if (*last == 0 && ev->kind != SCHED_PROMPT_SCORE) *last = ev->time;
     if (ev->kind == SCHED_TOKEN) *last = ev->time;
@@ -237,7 +243,7 @@ void generate_expire(struct server *s)
 static void wake_list_add(struct request **dirty, struct request *r)
 {
     if (r->dirty) return;
-    r->behind = r->out.len - r->out_sent > HTTP_MAX_OUTPUT;
+    r->behind = r->out.len - r->out_sent > r->server->opt->max_stream_buffer;
     r->dirty = true;
     r->next_dirty = *dirty;
     *dirty = r;

@@ -31,6 +31,21 @@ static bool is_json(const char *type)
     return type[n] == '\0' || type[n] == ';' || type[n] == ' ' || type[n] == '\t';
 }
 
+/* Those that decide nothing about the message itself. */
+static void add_other(struct header *h, const char *name, const char *value)
+{
+    if (strcasecmp(name, "Origin") == 0) {
+        h->origin = h->n_origins++ == 0 ? value : NULL;
+    } else if (strcasecmp(name, "x-request-id") == 0) {
+        h->n_ids++;
+        h->request_id = value;
+    } else if (strcasecmp(name, "Access-Control-Request-Method") == 0) {
+        h->wanted_method = value;
+    } else if (strcasecmp(name, "Access-Control-Request-Headers") == 0) {
+        h->wanted_headers = value;
+    }
+}
+
 void header_add(struct header *h, const char *name, const char *value)
 {
     if (!is_token(name)) h->bad_name = true;
@@ -51,7 +66,16 @@ void header_add(struct header *h, const char *name, const char *value)
         h->authorization = value;
     } else if (strcasecmp(name, "Expect") == 0) {
         h->expects = true;
+    } else {
+        add_other(h, name, value);
     }
+}
+
+const char *header_request_id(const struct header *h)
+{
+    if (h->n_ids != 1) return NULL;
+    const size_t n = strspn(h->request_id, ALNUM "._:-");
+    return n > 0 && n <= HEADER_MAX_ID && h->request_id[n] == '\0' ? h->request_id : NULL;
 }
 
 int header_check(const struct header *h, const char *version, struct api_error *err)

@@ -14,33 +14,23 @@
 #include <uv.h>
 
 #include "server/api.h"
+#include "server/connection.h"
+#include "server/cors.h"
+#include "server/header.h"
 #include "server/jobs.h"
 #include "server/keys.h"
 #include "server/metrics.h"
 #include "server/server.h"
 
 enum {
-    HTTP_IDLE_SECONDS = 30,         /* without a byte: libmicrohttpd closes the connection */
-    HTTP_HEADER_SECONDS = 10,       /* from accept to the end of the first request's header */
-    HTTP_BODY_SECONDS = 30,         /* for a body, plus a second for every ... */
-    HTTP_BODY_RATE = 8192,          /* ... so many bytes of it */
-    HTTP_INLINE_BODY = 64 * 1024,   /* larger bodies are parsed on a worker */
-    HTTP_SWALLOW = 8 * 1024 * 1024, /* of a chunked body past the limit, before we hang up */
-    HTTP_MAX_OUTPUT = 1024 * 1024,  /* of a stream, unread since its last events: we hang up */
+    HTTP_BODY_RATE = 8192,                 /* bytes of a body that earn it another second */
+    HTTP_INLINE_BODY = 64 * 1024,          /* larger bodies are parsed on a worker */
+    HTTP_SWALLOW = 8 * 1024 * 1024,        /* of a chunked body past the limit, before we hang up */
     HTTP_MAX_BUFFERED = 256 * 1024 * 1024, /* bytes of bodies, all requests together */
     HTTP_MAX_CHOICES = 128,
 };
 
 enum server_state { SERVER_LOADING, SERVER_READY, SERVER_DRAINING };
-
-/* One accepted connection; its request, while there is one. */
-struct conn {
-    struct conn *prev, *next;
-    struct request *request;
-    int fd;
-    double deadline; /* the header of the next request must be complete by then */
-    bool hung_up;    /* the last sweep found the other side gone */
-};
 
 enum request_phase {
     REQUEST_UPLOAD,  /* header checked; the body arrives */
@@ -60,10 +50,15 @@ struct request {
     int refs;
     enum request_phase phase;
     bool suspended;
-    bool gone;         /* aborted: nothing more is sent */
-    char id[24];       /* x-request-id */
-    double began;      /* cfg_now() at the end of the header */
-    const char *allow; /* 405: the methods that would do */
+    bool gone;                  /* aborted: nothing more is sent */
+    bool answered;              /* a response is queued: status is the client's */
+    bool preflight;             /* a browser asks whether a page may ask */
+    char id[HEADER_MAX_ID + 1]; /* x-request-id */
+    char method[16], path[256]; /* for the log; cut */
+    double began;               /* cfg_now() at the end of the header */
+    const char *allow;          /* 405, preflight: the methods that would do */
+    const char *origin;         /* the header; NULL: none */
+    const char *wanted_headers; /* preflight: the names of headers that the page wants to send */
 
     struct keys_tenant *tenant; /* held; NULL: no key is needed */
     const struct api_env *env;  /* the server's env, or no_model */
@@ -83,6 +78,10 @@ struct request {
     size_t n_jobs, jobs_left;
     size_t reserved;    /* tokens it may need in all: charged to the tenant */
     double *last_token; /* [n_jobs] time of each choice's latest token, 0 = none */
+    size_t n_same;      /* of the jobs, those with the first one's prompt; they come first */
+    size_t cached;      /* tokens of the prompts that came from the cache */
+    double first_token; /* seconds from `began`; 0 = none came */
+    const char *finish; /* once counted: how it ended, for the log */
     enum metrics_outcome outcome;
     bool accepted, counted;
 
@@ -108,21 +107,23 @@ struct server {
     struct api_env env;
     struct api_env no_model; /* the same for who may not use the model: model_name is NULL */
     struct keys *keys;       /* NULL: no key is needed */
+    struct tls *tls;         /* NULL: plain HTTP */
+    struct cors cors;
     struct metrics metrics;
 
     uv_loop_t loop;
     uv_async_t wake;      /* scheduler events are there */
     uv_poll_t mhd_poll;   /* libmicrohttpd's epoll descriptor */
     uv_timer_t mhd_timer; /* its next timeout */
+    uv_idle_t mhd_again;  /* it has more to do, after everybody else's turn */
     uv_timer_t tick;      /* slow senders, load state, end of the drain */
     uv_signal_t sigterm, sigint, sighup;
 
     struct MHD_Daemon *mhd;
-    int listen_fd;
-    char *url; /* http://HOST:PORT */
+    struct listener listener;
     bool pumping, closed_one;
 
-    struct conn *conns;
+    struct conns conns;
     struct request *requests;
     struct jobs jobs; /* id -> request of every live job */
     struct sched_events events;
@@ -141,12 +142,6 @@ struct server {
 /* Lets libmicrohttpd run until it has nothing to do at once. Never from one of its callbacks. */
 void server_pump(struct server *s);
 
-/* ---- listen.c: a bound, listening socket; *url is malloc'd; *loopback: reachable from here only
- */
-
-int listen_open(const char *host, int port, int *fd, char **url, bool *loopback,
-                struct error *err) CFG_WARN_UNUSED;
-
 /* ---- routes.c */
 
 struct route {
@@ -158,6 +153,12 @@ struct route {
 };
 /* NULL when none fits; *allow is then NULL (404) or the methods this path knows (405). */
 const struct route *route_find(const char *method, const char *url, const char **allow);
+/* Does who looks after the server ask this, and often? t may be NULL. */
+bool route_is_probe(const struct route *t);
+
+/* ---- access_log.c: one line about a request that is over */
+
+void access_log(const struct request *r);
 
 /* ---- request.c */
 
@@ -166,8 +167,6 @@ enum MHD_Result request_access(void *cls, struct MHD_Connection *mhd, const char
                                size_t *size, void **ctx);
 void request_completed(void *cls, struct MHD_Connection *mhd, void **ctx,
                        enum MHD_RequestTerminationCode why);
-void request_connection(void *cls, struct MHD_Connection *mhd, void **ctx,
-                        enum MHD_ConnectionNotificationCode what);
 /* Takes the contents of *body; the reply goes out when the handler is next called. */
 void request_reply(struct request *r, int status, const char *type, struct cfg_buf *body);
 /* The same with the error in OpenAI's envelope. */
@@ -179,8 +178,6 @@ void request_resume(struct request *r);
 void request_abort(struct request *r);
 void request_ref(struct request *r);
 void request_unref(struct request *r);
-/* Hangs up on senders that take too long or have left. */
-void request_sweep(struct server *s, double now);
 /* Requests that a drain waits for. */
 bool request_any_active(const struct server *s);
 

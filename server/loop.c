@@ -22,9 +22,9 @@
 enum {
     TICK_MS = 250,
     LOADING_TICK_MS = 20,
-    CONNECTION_MEMORY = 16 * 1024,
-    SPARE_CONNECTIONS = 1024, /* beyond those that may wait or run */
-    MAX_RUNS = 64,            /* of libmicrohttpd before other events get their turn */
+    CONNECTION_MEMORY = 16 * 1024, /* beside the header: its lines as a list, the answer's header */
+    SPARE_DESCRIPTORS = 128,       /* for everything that is no connection */
+    MAX_RUNS = 64,                 /* of libmicrohttpd before other events get their turn */
 };
 
 /* ---- pump */
@@ -34,11 +34,30 @@ static void on_mhd_timer(uv_timer_t *t)
     server_pump(t->data);
 }
 
+static void on_mhd_again(uv_idle_t *i)
+{
+    server_pump(i->data);
+}
+
 static void on_mhd_readable(uv_poll_t *p, int status, int events)
 {
     (void)status;
     (void)events;
     server_pump(p->data);
+}
+
+/* Not a timer of 0 ms for what is due at once: libuv would run that again and again before it looks
+ * at anything else. */
+static void wait_for_more(struct server *s, bool timed, uint64_t ms)
+{
+    if (timed && ms > 0)
+        uv_timer_start(&s->mhd_timer, on_mhd_timer, ms, 0);
+    else
+        uv_timer_stop(&s->mhd_timer);
+    if (timed && ms == 0)
+        uv_idle_start(&s->mhd_again, on_mhd_again);
+    else
+        uv_idle_stop(&s->mhd_again);
 }
 
 void server_pump(struct server *s)
@@ -50,15 +69,13 @@ void server_pump(struct server *s)
     for (int runs = 0, idle = 0; runs < MAX_RUNS; runs++) {
         s->closed_one = false;
         MHD_run(s->mhd);
+        handshake_check(s);
         timed = MHD_get_timeout(s->mhd, &ms) == MHD_YES;
         if (s->closed_one) continue; /* accept is re-armed by the next run only */
         if (!timed || ms != 0 || ++idle == 4) break;
     }
     s->pumping = false;
-    if (timed)
-        uv_timer_start(&s->mhd_timer, on_mhd_timer, ms, 0);
-    else
-        uv_timer_stop(&s->mhd_timer);
+    wait_for_more(s, timed, ms);
 }
 
 /* ---- life */
@@ -83,7 +100,7 @@ static void on_tick(uv_timer_t *t)
         } else if (st.state == SCHED_READY) {
             s->state = SERVER_READY;
             uv_timer_set_repeat(&s->tick, TICK_MS);
-            cfg_log(CFG_LOG_INFO, "ready: model=%s url=%s", s->env.model_name, s->url);
+            cfg_log(CFG_LOG_INFO, "ready: model=%s url=%s", s->env.model_name, s->listener.url);
         }
         break;
     case SERVER_DRAINING:
@@ -97,7 +114,7 @@ static void on_tick(uv_timer_t *t)
     case SERVER_READY:
         break;
     }
-    request_sweep(s, now);
+    connection_sweep(s, now);
 }
 
 static void on_signal(uv_signal_t *sig, int signum)
@@ -116,15 +133,20 @@ static void on_signal(uv_signal_t *sig, int signum)
     uv_timer_start(&s->tick, on_tick, 0, LOADING_TICK_MS);
 }
 
+/* Each file by itself: a mistake in one leaves the other's news in force. */
 static void on_reload(uv_signal_t *sig, int signum)
 {
     struct server *s = sig->data;
     struct error err = {0};
     (void)signum;
-    if (s->opt->api_key_file == NULL)
-        cfg_log(CFG_LOG_INFO, "SIGHUP: there is no --api-key-file to read again");
-    else if (keys_reload(s->keys, cfg_now(), &err) != CFG_OK)
+    if (s->opt->api_key_file == NULL && s->tls == NULL)
+        cfg_log(CFG_LOG_INFO,
+                "SIGHUP: there is no --api-key-file to read again, and no --tls-cert");
+    if (s->opt->api_key_file != NULL && keys_reload(s->keys, cfg_now(), &err) != CFG_OK)
         cfg_log(CFG_LOG_ERROR, "SIGHUP: %s; the keys known so far stay in force", err.message);
+    if (s->tls != NULL && tls_reload(s->tls, &err) != CFG_OK)
+        cfg_log(CFG_LOG_ERROR, "SIGHUP: %s; the certificate known so far stays in force",
+                err.message);
 }
 
 static void on_wake(uv_async_t *a)
@@ -148,11 +170,12 @@ static int init_handles(struct server *s)
     int rc = uv_async_init(&s->loop, &s->wake, on_wake);
     if (rc != 0) return rc;
     (void)uv_timer_init(&s->loop, &s->mhd_timer);
+    (void)uv_idle_init(&s->loop, &s->mhd_again);
     (void)uv_timer_init(&s->loop, &s->tick);
     (void)uv_signal_init(&s->loop, &s->sigterm);
     (void)uv_signal_init(&s->loop, &s->sigint);
     (void)uv_signal_init(&s->loop, &s->sighup);
-    s->wake.data = s->mhd_timer.data = s->tick.data = s;
+    s->wake.data = s->mhd_timer.data = s->mhd_again.data = s->tick.data = s;
     s->sigterm.data = s->sigint.data = s->sighup.data = s;
     return 0;
 }
@@ -170,56 +193,68 @@ static void init_env(struct server *s, const struct cfg_options *opt, struct eng
     };
 }
 
+static int init_random(struct server *s, struct error *err)
+{
+    struct {
+        uint64_t id_base, salts[2], addresses[2];
+    } r;
+    if (getrandom(&r, sizeof r, 0) != (ssize_t)sizeof r)
+        return cfg_fail(err, CFG_EIO, "the system gave no random numbers");
+    s->id_base = r.id_base;
+    memcpy(s->env.secret, r.salts, sizeof r.salts);
+    memcpy(s->conns.limits.secret, r.addresses, sizeof r.addresses);
+    return CFG_OK;
+}
+
+static int init_loop(struct server *s, struct error *err)
+{
+    int rc = uv_loop_init(&s->loop);
+    if (rc != 0) return cfg_fail(err, CFG_EIO, "event loop: %s", uv_strerror(rc));
+    rc = init_handles(s);
+    if (rc == 0) return CFG_OK;
+    uv_loop_close(&s->loop);
+    return cfg_fail(err, CFG_EIO, "event loop: %s", uv_strerror(rc));
+}
+
 int server_open(struct server **out, const struct cfg_options *opt, struct engine *engine,
                 struct error *err)
 {
-    bool loopback = true;
     struct timespec now;
     struct server *s = calloc(1, sizeof *s);
     if (s == NULL) return cfg_fail(err, CFG_ENOMEM, "out of memory");
     s->opt = opt;
     s->engine = engine;
     s->next_job = 1;
-    s->listen_fd = -1;
-    init_env(s, opt, engine);
     clock_gettime(CLOCK_REALTIME, &now);
     metrics_init(&s->metrics, (double)now.tv_sec + 1e-9 * (double)now.tv_nsec);
-    if (getrandom(&s->id_base, sizeof s->id_base, 0) != (ssize_t)sizeof s->id_base)
-        s->id_base = (uint64_t)now.tv_nsec * 0x9E3779B97F4A7C15u;
-
-    int rc = CFG_OK;
-    if (getrandom(s->env.secret, sizeof s->env.secret, 0) != (ssize_t)sizeof s->env.secret) {
-        rc = cfg_fail(err, CFG_EIO, "the system gave no random numbers");
-        goto free_server;
-    }
+    init_env(s, opt, engine);
+    int rc = init_random(s, err);
+    if (rc != CFG_OK) goto free_server;
     s->no_model = s->env;
     s->no_model.model_name = NULL;
-    rc = keys_open(&s->keys, opt->api_key_file, opt->api_key, err);
+    rc = cors_open(&s->cors, opt->allowed_origins, err);
     if (rc != CFG_OK) goto free_server;
-    rc = listen_open(opt->host, opt->port, &s->listen_fd, &s->url, &loopback, err);
+    rc = keys_open(&s->keys, opt->api_key_file, opt->api_key, err);
+    if (rc != CFG_OK) goto close_cors;
+    rc = tls_open(&s->tls, opt->tls_cert, opt->tls_key, err);
     if (rc != CFG_OK) goto close_keys;
-    rc = uv_loop_init(&s->loop);
-    if (rc != 0) {
-        rc = cfg_fail(err, CFG_EIO, "event loop: %s", uv_strerror(rc));
-        goto close_socket;
-    }
-    rc = init_handles(s);
-    if (rc != 0) {
-        rc = cfg_fail(err, CFG_EIO, "event loop: %s", uv_strerror(rc));
-        goto close_loop;
-    }
-    if (!loopback && s->keys == NULL)
-        cfg_log(CFG_LOG_WARN, "%s answers other machines without a key: set --api-key", s->url);
+    rc = listen_open(&s->listener, opt, err);
+    if (rc != CFG_OK) goto close_tls;
+    rc = init_loop(s, err);
+    if (rc != CFG_OK) goto close_socket;
+    if (!s->listener.loopback && s->keys == NULL)
+        cfg_log(CFG_LOG_WARN, "%s answers other machines without a key", s->listener.url);
     *out = s;
     return CFG_OK;
 
-close_loop:
-    uv_loop_close(&s->loop);
 close_socket:
-    close(s->listen_fd);
-    free(s->url);
+    listen_close(&s->listener);
+close_tls:
+    tls_close(s->tls);
 close_keys:
     keys_close(s->keys);
+close_cors:
+    cors_close(&s->cors);
 free_server:
     free(s);
     return rc;
@@ -235,34 +270,60 @@ CFG_PRINTF(2, 0) static void mhd_log(void *cls, const char *fmt, va_list args)
     cfg_log(CFG_LOG_DEBUG, "http: %s", line);
 }
 
-/* Every connection needs a descriptor: the soft limit is raised as far as it goes. */
-static unsigned connection_limit(const struct cfg_options *opt)
+/* Every connection needs a descriptor: the soft limit is raised as far as it goes, and what it does
+ * not allow is not accepted, so that accept never fails for want of one. */
+static int connection_limit(const struct cfg_options *opt)
 {
-    const int most = opt->max_num_seqs + opt->max_queued_requests + SPARE_CONNECTIONS;
-    const rlim_t wanted = (rlim_t)most;
-    struct rlimit lim;
-    if (getrlimit(RLIMIT_NOFILE, &lim) != 0) return 512;
-    if (lim.rlim_cur < wanted + 128) {
-        lim.rlim_cur = lim.rlim_max < wanted + 128 ? lim.rlim_max : wanted + 128;
+    const rlim_t others = SPARE_DESCRIPTORS + CONNECTION_REFUSALS;
+    const rlim_t wanted = (rlim_t)opt->max_connections + others;
+    struct rlimit lim = {.rlim_cur = 1024};
+    if (getrlimit(RLIMIT_NOFILE, &lim) == 0 && lim.rlim_cur < wanted) {
+        lim.rlim_cur = lim.rlim_max < wanted ? lim.rlim_max : wanted;
         (void)setrlimit(RLIMIT_NOFILE, &lim);
+        (void)getrlimit(RLIMIT_NOFILE, &lim);
     }
-    (void)getrlimit(RLIMIT_NOFILE, &lim);
-    if (lim.rlim_cur >= wanted + 128) return (unsigned)wanted;
-    return lim.rlim_cur > 256 ? (unsigned)lim.rlim_cur - 128 : 128;
+    if (lim.rlim_cur >= wanted) return opt->max_connections;
+    const int possible = lim.rlim_cur > others ? (int)(lim.rlim_cur - others) : 1;
+    cfg_log(CFG_LOG_WARN, "--max-connections %d: the limit of open files allows only %d",
+            opt->max_connections, possible);
+    return possible;
+}
+
+/* 0 and not 1: what 1 refuses in this release (a missing Host, blanks in the target) is refused by
+ * us, in the form of every other error. Later releases have other checks behind 1. */
+enum { STRICTNESS = MHD_VERSION < 0x00097701 ? 0 : 1 };
+
+static int start_daemon(struct server *s, struct error *err)
+{
+    struct MHD_OptionItem tls[] = {
+        {MHD_OPTION_HTTPS_PRIORITIES, 0, (void *)(uintptr_t)TLS_PRIORITIES},
+        {MHD_OPTION_HTTPS_CERT_CALLBACK, 0, (void *)(uintptr_t)connection_certificate},
+        {MHD_OPTION_END, 0, NULL},
+    };
+    unsigned flags = MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ERROR_LOG;
+    if (s->tls != NULL) flags |= MHD_USE_TLS;
+    if (s->tls != NULL && MHD_is_feature_supported(MHD_FEATURE_TLS) != MHD_YES)
+        return cfg_fail(err, CFG_EUNSUPPORTED, "--tls-cert: libmicrohttpd was built without TLS");
+    s->conns.max = connection_limit(s->opt);
+    s->mhd = MHD_start_daemon(
+        flags, 0, connection_accept, s, request_access, s, MHD_OPTION_EXTERNAL_LOGGER, mhd_log,
+        NULL, MHD_OPTION_LISTEN_SOCKET, s->listener.fd, MHD_OPTION_CONNECTION_LIMIT,
+        (unsigned)(s->conns.max + CONNECTION_REFUSALS + 1), MHD_OPTION_CONNECTION_TIMEOUT,
+        (unsigned)s->opt->keep_alive_timeout, MHD_OPTION_CONNECTION_MEMORY_LIMIT,
+        s->opt->max_header_size + CONNECTION_MEMORY, MHD_OPTION_URI_LOG_CALLBACK, connection_target,
+        NULL, MHD_OPTION_NOTIFY_COMPLETED, request_completed, s, MHD_OPTION_NOTIFY_CONNECTION,
+        connection_notify, s, MHD_OPTION_STRICT_FOR_CLIENT, (int)STRICTNESS, MHD_OPTION_ARRAY,
+        s->tls != NULL ? tls : &tls[2], MHD_OPTION_END);
+    if (s->mhd == NULL) return cfg_fail(err, CFG_EIO, "the HTTP library did not start");
+    return CFG_OK;
 }
 
 static int start_http(struct server *s, struct error *err)
 {
-    s->mhd = MHD_start_daemon(
-        MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ERROR_LOG, 0, NULL, NULL, request_access,
-        s, MHD_OPTION_EXTERNAL_LOGGER, mhd_log, NULL, MHD_OPTION_LISTEN_SOCKET, s->listen_fd,
-        MHD_OPTION_CONNECTION_LIMIT, connection_limit(s->opt), MHD_OPTION_CONNECTION_TIMEOUT,
-        (unsigned)HTTP_IDLE_SECONDS, MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)CONNECTION_MEMORY,
-        MHD_OPTION_NOTIFY_COMPLETED, request_completed, s, MHD_OPTION_NOTIFY_CONNECTION,
-        request_connection, s, MHD_OPTION_STRICT_FOR_CLIENT, 1, MHD_OPTION_END);
-    if (s->mhd == NULL) return cfg_fail(err, CFG_EIO, "the HTTP library did not start");
+    int rc = start_daemon(s, err);
+    if (rc != CFG_OK) return rc;
     const union MHD_DaemonInfo *info = MHD_get_daemon_info(s->mhd, MHD_DAEMON_INFO_EPOLL_FD);
-    int rc = info == NULL ? UV_EINVAL : uv_poll_init(&s->loop, &s->mhd_poll, info->epoll_fd);
+    rc = info == NULL ? UV_EINVAL : uv_poll_init(&s->loop, &s->mhd_poll, info->epoll_fd);
     if (rc != 0) {
         MHD_stop_daemon(s->mhd);
         s->mhd = NULL;
@@ -286,7 +347,8 @@ static void stop_http(struct server *s)
     generate_expire(s);
     server_pump(s);
     for (struct request *r = s->requests; r != NULL; r = r->next) request_abort(r);
-    for (int i = 0; i < 8 && s->requests != NULL; i++) server_pump(s);
+    handshake_abort(s);
+    for (int i = 0; i < 8; i++) server_pump(s);
     uv_close((uv_handle_t *)&s->mhd_poll, NULL);
     MHD_stop_daemon(s->mhd);
     s->mhd = NULL;
@@ -316,7 +378,7 @@ int server_run(struct server *s, struct sched *sched, struct error *err)
     ask_for_short_slices();
     int rc = start_http(s, err);
     if (rc == CFG_OK) {
-        cfg_log(CFG_LOG_INFO, "listening on %s", s->url);
+        cfg_log(CFG_LOG_INFO, "listening on %s", s->listener.url);
         server_pump(s);
         (void)uv_run(&s->loop, UV_RUN_DEFAULT);
         rc = s->result;
@@ -338,9 +400,10 @@ void server_close(struct server *s)
     uv_walk(&s->loop, close_handle, NULL);
     (void)uv_run(&s->loop, UV_RUN_DEFAULT); /* closes, and waits for workers */
     (void)uv_loop_close(&s->loop);
-    close(s->listen_fd);
+    listen_close(&s->listener);
+    tls_close(s->tls);
     keys_close(s->keys);
-    free(s->url);
+    cors_close(&s->cors);
     sched_events_free(&s->events);
     jobs_free(&s->jobs);
     free(s);

@@ -3,10 +3,8 @@
 // request.c: one HTTP request from its header to its reply. libmicrohttpd calls request_access once
 // when the header is complete, once for each piece of the body, once at the end, and again after
 // every resume until a response is queued.
-#include "server/header.h"
 #include "server/http.h"
 
-#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -37,29 +35,39 @@ void request_unref(struct request *r)
     free(r);
 }
 
-static struct request *request_new(struct server *s, struct MHD_Connection *mhd)
+/* The client's own id, if it is fit for that. A mixed counter else: unique here, and not to be
+ * guessed from the one before. */
+static void set_id(struct request *r, const char *own)
 {
-    struct request *r = calloc(1, sizeof *r);
-    const union MHD_ConnectionInfo *info =
-        MHD_get_connection_info(mhd, MHD_CONNECTION_INFO_SOCKET_CONTEXT);
-    if (r == NULL || info == NULL || info->socket_context == NULL) {
-        free(r);
-        return NULL;
+    struct server *s = r->server;
+    if (own != NULL) {
+        snprintf(r->id, sizeof r->id, "%s", own);
+        return;
     }
-    r->server = s;
-    r->env = &s->env;
-    r->retry_after = 1;
-    r->mhd = mhd;
-    r->conn = info->socket_context;
-    r->conn->request = r;
-    r->conn->hung_up = false;
-    r->refs = 1;
-    r->began = cfg_now();
-    /* A mixed counter: unique here, and not to be guessed from the one before. */
     uint64_t x = s->id_base + ++s->next_id * 0x9E3779B97F4A7C15u;
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
     x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
     snprintf(r->id, sizeof r->id, "req-%016llx", (unsigned long long)(x ^ (x >> 31)));
+}
+
+static struct request *request_new(struct server *s, struct MHD_Connection *mhd)
+{
+    struct request *r = calloc(1, sizeof *r);
+    struct conn *c = connection_of(mhd);
+    if (r == NULL || c == NULL) {
+        free(r);
+        return NULL;
+    }
+    handshake_end(c);
+    r->server = s;
+    r->env = &s->env;
+    r->retry_after = 1;
+    r->mhd = mhd;
+    r->conn = c;
+    r->conn->request = r;
+    r->conn->hung_up = false;
+    r->refs = 1;
+    r->began = cfg_now();
     r->next = s->requests;
     if (r->next != NULL) r->next->prev = r;
     s->requests = r;
@@ -77,9 +85,10 @@ void request_completed(void *cls, struct MHD_Connection *mhd, void **ctx,
     *ctx = NULL;
     generate_end(r);
     stream_unwatch(r); /* before libmicrohttpd closes the descriptor */
+    access_log(r);
     r->conn->request = NULL;
     r->conn->hung_up = false;
-    r->conn->deadline = cfg_now() + HTTP_IDLE_SECONDS + HTTP_HEADER_SECONDS;
+    r->conn->deadline = cfg_now() + s->opt->keep_alive_timeout + s->opt->header_timeout;
     r->mhd = NULL;
     r->conn = NULL;
     r->gone = true;
@@ -89,35 +98,6 @@ void request_completed(void *cls, struct MHD_Connection *mhd, void **ctx,
         s->requests = r->next;
     if (r->next != NULL) r->next->prev = r->prev;
     request_unref(r);
-}
-
-void request_connection(void *cls, struct MHD_Connection *mhd, void **ctx,
-                        enum MHD_ConnectionNotificationCode what)
-{
-    struct server *s = cls;
-    if (what == MHD_CONNECTION_NOTIFY_STARTED) {
-        const union MHD_ConnectionInfo *info =
-            MHD_get_connection_info(mhd, MHD_CONNECTION_INFO_CONNECTION_FD);
-        struct conn *c = calloc(1, sizeof *c);
-        *ctx = c;
-        if (c == NULL) return; /* its first request finds no context and is refused */
-        c->fd = info->connect_fd;
-        c->deadline = cfg_now() + HTTP_HEADER_SECONDS;
-        c->next = s->conns;
-        if (c->next != NULL) c->next->prev = c;
-        s->conns = c;
-        return;
-    }
-    struct conn *c = *ctx;
-    s->closed_one = true;
-    if (c == NULL) return;
-    if (c->prev != NULL)
-        c->prev->next = c->next;
-    else
-        s->conns = c->next;
-    if (c->next != NULL) c->next->prev = c->prev;
-    free(c);
-    *ctx = NULL;
 }
 
 void request_suspend(struct request *r)
@@ -142,47 +122,6 @@ void request_abort(struct request *r)
     stream_unwatch(r);
     shutdown(r->conn->fd, SHUT_RDWR);
     request_resume(r);
-}
-
-static bool is_sending(const struct conn *c)
-{
-    return c->request == NULL || c->request->phase == REQUEST_UPLOAD;
-}
-
-/* libmicrohttpd misses a FIN that arrives together with data and would keep the connection until
- * it times out. Twice in a row, since what was sent before the FIN may be waiting to be read. */
-static void sweep_gone(struct server *s)
-{
-    enum { BATCH = 256 };
-    struct pollfd p[BATCH];
-    struct conn *of[BATCH];
-    for (struct conn *c = s->conns; c != NULL;) {
-        nfds_t n = 0;
-        for (; c != NULL && n < BATCH; c = c->next) {
-            if (!is_sending(c)) continue;
-            p[n] = (struct pollfd){.fd = c->fd, .events = POLLRDHUP};
-            of[n++] = c;
-        }
-        if (poll(p, n, 0) < 0) return;
-        for (nfds_t i = 0; i < n; i++) {
-            if (p[i].revents != 0 && of[i]->hung_up) shutdown(of[i]->fd, SHUT_RDWR);
-            of[i]->hung_up = p[i].revents != 0;
-        }
-    }
-}
-
-/* A shutdown wakes libmicrohttpd through epoll. */
-void request_sweep(struct server *s, double now)
-{
-    for (struct conn *c = s->conns; c != NULL; c = c->next) {
-        const struct request *r = c->request;
-        double deadline = c->deadline;
-        if (!is_sending(c)) continue;
-        if (r != NULL)
-            deadline = r->began + HTTP_BODY_SECONDS + (double)r->received / HTTP_BODY_RATE;
-        if (now > deadline) shutdown(c->fd, SHUT_RDWR);
-    }
-    sweep_gone(s);
 }
 
 bool request_any_active(const struct server *s)
@@ -222,14 +161,33 @@ static void add_limit_headers(const struct request *r, struct MHD_Response *resp
     MHD_add_response_header(resp, "Retry-After", seconds);
 }
 
+static void add_cors_headers(const struct request *r, struct MHD_Response *resp)
+{
+    const struct cors *cors = &r->server->cors;
+    const char *allowed = cors_allow(cors, r->origin);
+    if (cors->by_origin) MHD_add_response_header(resp, "Vary", "Origin");
+    if (allowed == NULL) return;
+    MHD_add_response_header(resp, "Access-Control-Allow-Origin", allowed);
+    if (!r->preflight) {
+        MHD_add_response_header(resp, "Access-Control-Expose-Headers", CORS_EXPOSED);
+        return;
+    }
+    MHD_add_response_header(resp, "Access-Control-Allow-Methods", r->allow);
+    if (cors_headers_fit(r->wanted_headers))
+        MHD_add_response_header(resp, "Access-Control-Allow-Headers", r->wanted_headers);
+    MHD_add_response_header(resp, "Access-Control-Max-Age", "600");
+}
+
 static void add_headers(const struct request *r, struct MHD_Response *resp)
 {
     add_limit_headers(r, resp);
+    add_cors_headers(r, resp);
     MHD_add_response_header(resp, "x-request-id", r->id);
     if (r->status == 405 && r->allow != NULL) MHD_add_response_header(resp, "Allow", r->allow);
     if (r->status == 401) MHD_add_response_header(resp, "WWW-Authenticate", "Bearer");
     if (r->status == 503) MHD_add_response_header(resp, "Retry-After", "5");
-    if (r->server->state == SERVER_DRAINING) MHD_add_response_header(resp, "Connection", "close");
+    if (r->server->state == SERVER_DRAINING || r->conn->refused != 0)
+        MHD_add_response_header(resp, "Connection", "close");
 }
 
 static enum MHD_Result queue_reply(struct request *r)
@@ -243,7 +201,8 @@ static enum MHD_Result queue_reply(struct request *r)
         resp = MHD_create_response_from_buffer(r->reply.len, r->reply.data, MHD_RESPMEM_MUST_FREE);
         if (resp != NULL) {
             r->reply = (struct cfg_buf){0};
-            MHD_add_response_header(resp, "Content-Type", r->content_type);
+            if (r->content_type != NULL)
+                MHD_add_response_header(resp, "Content-Type", r->content_type);
         }
         r->phase = REQUEST_REPLIED;
     }
@@ -252,9 +211,7 @@ static enum MHD_Result queue_reply(struct request *r)
     enum MHD_Result rc = MHD_queue_response(r->mhd, (unsigned)r->status, resp);
     MHD_destroy_response(resp);
     metrics_response(&r->server->metrics, r->status);
-    if (rc == MHD_YES)
-        cfg_log(CFG_LOG_DEBUG, "reply: request=%s status=%d seconds=%.6f", r->id, r->status,
-                cfg_now() - r->began);
+    r->answered = rc == MHD_YES;
     return rc;
 }
 
@@ -283,17 +240,55 @@ static int check_key(struct request *r, const struct header *h)
     return 0;
 }
 
+/* A page asks before it asks: what the path takes, without a key. */
+static bool is_preflight(const struct request *r, const char *method, const struct header *h)
+{
+    return r->allow != NULL && h->wanted_method != NULL && strcmp(method, "OPTIONS") == 0 &&
+           cors_allow(&r->server->cors, h->origin) != NULL;
+}
+
+static void answer_preflight(struct request *r, const char *url)
+{
+    struct cfg_buf none = {0};
+    (void)url;
+    request_reply(r, 204, NULL, &none);
+}
+
+static int find_route(struct request *r, const char *url, const char *method,
+                      const struct header *h)
+{
+    static const struct route preflight = {.handle = answer_preflight};
+    struct api_error *err = &r->error;
+    r->route = route_find(method, url, &r->allow);
+    if (r->route != NULL) return 0;
+    if (r->allow == NULL)
+        return api_fail(err, 404, NULL, NULL, "There is no %s %.200s here.", method, url);
+    r->preflight = is_preflight(r, method, h);
+    if (!r->preflight)
+        return api_fail(err, 405, NULL, NULL, "%.200s does not take %s, only %s.", url, method,
+                        r->allow);
+    r->route = &preflight;
+    r->wanted_headers = h->wanted_headers;
+    return 0;
+}
+
+/* A connection past the limits is for the probes of who looks after the server alone. */
+static int check_connection(struct request *r)
+{
+    if (r->conn->refused == 0 || route_is_probe(r->route)) return 0;
+    if (r->conn->refused == 503)
+        return api_fail(&r->error, 503, NULL, NULL, "The server has too many connections.");
+    return api_fail(&r->error, 429, NULL, NULL,
+                    "There are too many connections from your address.");
+}
+
 static int check_request(struct request *r, const char *url, const char *method,
                          const struct header *h)
 {
     struct server *s = r->server;
     struct api_error *err = &r->error;
-    r->route = route_find(method, url, &r->allow);
-    if (r->route == NULL && r->allow == NULL)
-        return api_fail(err, 404, NULL, NULL, "There is no %s %.200s here.", method, url);
-    if (r->route == NULL)
-        return api_fail(err, 405, NULL, NULL, "%.200s does not take %s, only %s.", url, method,
-                        r->allow);
+    const int found = find_route(r, url, method, h);
+    if (check_connection(r) != 0 || found != 0) return -1;
     if (r->route->needs_key && check_key(r, h) != 0) return -1;
     if (r->route->parse == NULL) return 0;
     if (h->other_type)
@@ -305,6 +300,20 @@ static int check_request(struct request *r, const char *url, const char *method,
     return 0;
 }
 
+/* What makes the message itself unfit to be answered on its merits. */
+static int check_message(struct request *r, const char *version, const struct header *h)
+{
+    const size_t limit = r->server->opt->max_header_size;
+    const union MHD_ConnectionInfo *size =
+        MHD_get_connection_info(r->mhd, MHD_CONNECTION_INFO_REQUEST_HEADER_SIZE);
+    if (header_check(h, version, &r->error) != 0) return -1;
+    if (r->conn->odd_target)
+        return api_fail(&r->error, 400, NULL, NULL, "The path holds a blank or an encoded NUL.");
+    if (size != NULL && size->header_size > limit)
+        return api_fail(&r->error, 431, NULL, NULL, "The header is larger than %zu bytes.", limit);
+    return 0;
+}
+
 /* First call. An error is sent at once where reading on makes no sense; otherwise the body is
  * swallowed first, which keeps the connection usable and the reply from being lost to a reset. */
 static enum MHD_Result begin(struct request *r, const char *url, const char *method,
@@ -313,7 +322,11 @@ static enum MHD_Result begin(struct request *r, const char *url, const char *met
     const size_t limit = r->server->opt->max_body_size;
     struct header h = {0};
     MHD_get_connection_values(r->mhd, MHD_HEADER_KIND, add_line, &h);
-    bool at_once = header_check(&h, version, &r->error) != 0;
+    set_id(r, header_request_id(&h));
+    snprintf(r->method, sizeof r->method, "%s", method);
+    snprintf(r->path, sizeof r->path, "%s", url);
+    r->origin = h.origin;
+    bool at_once = check_message(r, version, &h) != 0;
     if (!at_once) {
         at_once = check_request(r, url, method, &h) != 0 && h.expects;
         if (h.length > limit) {

@@ -67,6 +67,7 @@ static void handle_metrics(struct request *r, const char *url)
     metrics_render(&r->server->metrics, &st, r->server->env.info, &b);
     add_routing(r, &b);
     keys_render(r->server->keys, &b);
+    connection_render(r->server, &b);
     request_reply(r, 200, "text/plain; version=0.0.4; charset=utf-8", &b);
 }
 
@@ -123,6 +124,12 @@ static const struct route routes[] = {
     {"GET", "/version", false, NULL, handle_version},
     {"GET", "/metrics", false, NULL, handle_metrics},
 };
+
+bool route_is_probe(const struct route *t)
+{
+    return t != NULL && (t->handle == handle_health || t->handle == handle_version ||
+                         t->handle == handle_metrics);
+}
 
 static bool path_fits(const char *path, const char *url)
 {

@@ -13,9 +13,10 @@ struct cuda_upload {
     char *device, *host[2];
     cudaEvent_t copied[2];
     int at;
-    /* entries of op_sample.adjust: their own memory, which grows when a step has more than ever */
-    struct op_adjust *adjust, *adjust_host[2];
-    size_t max_adjust;
+    /* op_sample's adjust and mask: memory of their own, which grows when a step has more than ever
+     */
+    char *extra, *extra_host[2];
+    size_t max_extra;
     struct engine_result *results; /* pinned */
     uint16_t *spent;               /* pinned: budgets on their way back */
 };
@@ -28,10 +29,15 @@ struct view {
     size_t bytes;
 };
 
+static size_t padded_bytes(size_t n)
+{
+    return (n + 15) & ~(size_t)15;
+}
+
 static void *carve(char *base, size_t *at, size_t bytes)
 {
     void *p = base ? base + *at : NULL;
-    *at += (bytes + 15) & ~(size_t)15;
+    *at += padded_bytes(bytes);
     return p;
 }
 
@@ -92,9 +98,9 @@ void cuda_batch_deinit(struct cuda *c)
     if (!u) return;
     for (int i = 0; i < 2; i++) {
         if (u->copied[i]) (void)cudaEventDestroy(u->copied[i]);
-        (void)cudaFreeHost(u->adjust_host[i]);
+        (void)cudaFreeHost(u->extra_host[i]);
     }
-    (void)cudaFree(u->adjust);
+    (void)cudaFree(u->extra);
     free(u);
     c->upload = NULL;
 }
@@ -120,6 +126,7 @@ static unsigned traits_of(const struct op_sample *s)
     if (cfg->top_k > 0 || cfg->top_p < 1 || cfg->min_p > 0) traits |= CUDA_FILTERS;
     if (s->n_adjust > 0) traits |= CUDA_ADJUSTS;
     if (cfg->n_logprobs >= 0) traits |= CUDA_LOGPROBS;
+    if (s->mask) traits |= CUDA_MASKS;
     return traits;
 }
 
@@ -192,48 +199,70 @@ static struct cuda_sample sample_of(const struct op_sample *s)
     return d;
 }
 
-/* Room for n entries. Growing waits for the device: it happens a few times in a process's life. */
-static bool grow_adjust(struct cuda *c, size_t n)
+/* Room for n bytes. Growing waits for the device: it happens a few times in a process's life. */
+static bool grow_extra(struct cuda *c, size_t n)
 {
     struct cuda_upload *u = c->upload;
-    size_t wanted = u->max_adjust ? u->max_adjust : 4096;
-    if (n <= u->max_adjust) return true;
+    size_t wanted = u->max_extra ? u->max_extra : (size_t)1 << 17;
+    if (n <= u->max_extra) return true;
     while (wanted < n) wanted *= 2;
     cudaError_t rc = cudaStreamSynchronize(c->stream);
-    (void)cudaFree(u->adjust);
-    (void)cudaFreeHost(u->adjust_host[0]);
-    (void)cudaFreeHost(u->adjust_host[1]);
-    u->adjust = u->adjust_host[0] = u->adjust_host[1] = NULL;
-    u->max_adjust = 0;
-    const size_t bytes = wanted * sizeof *u->adjust;
-    if (rc == cudaSuccess) rc = cudaMalloc((void **)&u->adjust, bytes);
+    (void)cudaFree(u->extra);
+    (void)cudaFreeHost(u->extra_host[0]);
+    (void)cudaFreeHost(u->extra_host[1]);
+    u->extra = u->extra_host[0] = u->extra_host[1] = NULL;
+    u->max_extra = 0;
+    if (rc == cudaSuccess) rc = cudaMalloc((void **)&u->extra, wanted);
     for (int i = 0; i < 2 && rc == cudaSuccess; i++)
-        rc = cudaMallocHost((void **)&u->adjust_host[i], bytes);
+        rc = cudaMallocHost((void **)&u->extra_host[i], wanted);
     cuda_check(c, rc, "penalties");
-    if (rc == cudaSuccess) u->max_adjust = wanted;
+    if (rc == cudaSuccess) u->max_extra = wanted;
     return rc == cudaSuccess;
 }
 
-/* Entries go behind each other; returns how many bytes of them there are. */
+static size_t adjust_bytes(const struct op_sample *s)
+{
+    return s->cfg ? padded_bytes(s->n_adjust * sizeof *s->adjust) : 0;
+}
+
+static size_t mask_bytes(const struct op_sample *s)
+{
+    return s->cfg && s->mask ? padded_bytes((size_t)(s->usable + 31) / 32 * sizeof *s->mask) : 0;
+}
+
+/* Where `bytes` of extra memory from *at on are on the device; they are filled from `from`. */
+static void *put_extra(struct cuda_upload *u, size_t *at, const void *from, size_t n, size_t bytes)
+{
+    void *there = u->extra + *at;
+    memcpy(u->extra_host[u->at] + *at, from, n);
+    *at += bytes;
+    return there;
+}
+
+/* Returns how many bytes of extra memory are used. */
 static size_t fill_samples(struct cuda *c, const struct view *v, const struct op_batch *b,
                            int n_heads)
 {
     struct cuda_upload *u = c->upload;
     size_t n = 0, at = 0;
-    for (int i = 0; i < b->n_heads; i++)
-        if (b->samples && b->samples[i].cfg) n += b->samples[i].n_adjust;
-    const bool room = grow_adjust(c, n);
+    for (int i = 0; b->samples && i < b->n_heads; i++)
+        n += adjust_bytes(&b->samples[i]) + mask_bytes(&b->samples[i]);
+    const bool room = grow_extra(c, n);
     for (int i = 0; i < n_heads; i++) {
         const struct op_sample *s = b->samples && i < b->n_heads ? &b->samples[i] : NULL;
+        struct cuda_sample *d = &v->samples[i];
         v->head_rows[i] = i < b->n_heads ? b->head_rows[i] : i;
-        v->samples[i] = sample_of(s);
-        if (!s || !s->cfg || !s->n_adjust || !room) continue;
-        v->samples[i].adjust = u->adjust + at;
-        v->samples[i].n_adjust = (int32_t)s->n_adjust;
-        memcpy(u->adjust_host[u->at] + at, s->adjust, s->n_adjust * sizeof *s->adjust);
-        at += s->n_adjust;
+        *d = sample_of(s);
+        if (!s || !s->cfg || !room) continue;
+        d->n_adjust = (int32_t)s->n_adjust;
+        if (s->n_adjust)
+            d->adjust = (struct op_adjust *)put_extra(
+                u, &at, s->adjust, s->n_adjust * sizeof *s->adjust, adjust_bytes(s));
+        if (s->mask)
+            d->mask = (const uint32_t *)put_extra(
+                u, &at, s->mask, (size_t)(s->usable + 31) / 32 * sizeof *s->mask, mask_bytes(s));
     }
-    return at * sizeof *u->adjust;
+    return at;
 }
 
 static void fill_budgets(const struct cuda *c, const struct view *v, const struct op_batch *b,
@@ -272,7 +301,7 @@ void cuda_batch_fill(struct cuda *c, const struct op_batch *b, int padded)
         view_of(u->device, d->n_rows, d->n_seqs, d->n_heads, d->max_blocks, budget);
     fill_rows(&h, b, padded);
     d->max_chunk = fill_seqs(c, &h, b, d->n_seqs, d->max_blocks);
-    const size_t adjust_bytes = fill_samples(c, &h, b, d->n_heads);
+    const size_t extra = fill_samples(c, &h, b, d->n_heads);
     if (budget) fill_budgets(c, &h, b, d->n_seqs);
 
     d->tokens = v.tokens;
@@ -286,10 +315,10 @@ void cuda_batch_fill(struct cuda *c, const struct op_batch *b, int padded)
     cuda_check(
         c, cudaMemcpyAsync(u->device, u->host[u->at], h.bytes, cudaMemcpyHostToDevice, c->stream),
         "begin");
-    if (adjust_bytes)
+    if (extra)
         cuda_check(c,
-                   cudaMemcpyAsync(u->adjust, u->adjust_host[u->at], adjust_bytes,
-                                   cudaMemcpyHostToDevice, c->stream),
+                   cudaMemcpyAsync(u->extra, u->extra_host[u->at], extra, cudaMemcpyHostToDevice,
+                                   c->stream),
                    "begin");
     cuda_check(c, cudaEventRecord(u->copied[u->at], c->stream), "begin");
 }

@@ -58,8 +58,8 @@ enum cuda_type { CUDA_F32, CUDA_BF16, CUDA_FP8, CUDA_INT8 }; /* FP8: e4m3 */
 struct weight {
     enum cuda_type type;
     int n_out, k, n_pad, k_pad;
-    int half;   /* 0; or, of a gate whose halves are not multiples of 16, the place of the first output
-                   of the second one: both are padded */
+    int half;   /* 0; or, of a gate whose halves are not multiples of 16, the place of the first
+                   output   of the second one: both are padded */
     int slices; /* gemm_slices(n_out, k) */
     void *data;
     float *scale; /* [n_pad], 8 bits only */
@@ -91,6 +91,7 @@ enum cuda_trait {
     CUDA_FILTERS = 2,  /* top_k, top_p or min_p */
     CUDA_ADJUSTS = 4,  /* entries of adjust */
     CUDA_LOGPROBS = 8, /* log-probabilities, and scores */
+    CUDA_MASKS = 16,   /* some ids are not allowed */
 };
 
 /* One row of logits and what becomes of it; as op_sample, for the device. */
@@ -103,6 +104,8 @@ struct cuda_sample {
     int32_t top_k, n_adjust;
     uint64_t seed;
     struct op_adjust *adjust; /* [n_adjust] device */
+    const uint32_t *mask;     /* [(usable + 31) / 32] device: bits of what is allowed; NULL: all */
+    float eos_raw;            /* with a mask: the end id's logit, before the mask (sample.cu) */
 };
 
 /* Picks of the MoE layer in hand, grouped by expert; device memory. */
@@ -153,13 +156,14 @@ struct cuda {
     int pending_hidden;
 
     struct cuda_picks picks;
-    void *act;         /* [max_rows * topk, inner] activated halves (BF16; F32 mode: F32) */
-    float *expert_out; /* [max_rows * topk, hidden] outputs of experts, grouped; scratch of products */
+    void *act; /* [max_rows * topk, inner] activated halves (BF16; F32 mode: F32) */
+    float *
+        expert_out; /* [max_rows * topk, hidden] outputs of experts, grouped; scratch of products */
     struct gemm_table *gemm_tables; /* matmul.cu: where each layer's experts lie */
-    float *partials;   /* attention of decodes: [rows, heads, tiles, head_dim + 2] (attention.cu) */
-    uint16_t *spent;   /* [n_seqs, moe_layers, experts] budgets of this step, or NULL */
+    float *partials;   /* attention of decodes (attention.cu) */
+    uint16_t *spent; /* [n_seqs, moe_layers, experts] budgets of this step, or NULL */
 
-    void *sampling; /* scratch of sample.cu: cuda_sample_bytes */
+    void *sampling;                /* scratch of sample.cu: cuda_sample_bytes */
     struct engine_result *results; /* [max_rows + max_seqs] device: what sample writes, by index of
                                       the batch's samples; sync hands it on */
 };

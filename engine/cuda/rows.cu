@@ -214,18 +214,20 @@ __global__ void __launch_bounds__(THREADS)
         y[i] = add ? x[from + (size_t)i] + add[from + (size_t)i] : x[from + (size_t)i];
 }
 
-/* An add that waits stays waiting: few rows are gathered, the others' sums are never asked for. */
+/* An add that waits is done for the rows that are gathered alone: once these were the last ones,
+ * nobody asks for the others' sums. */
 void cuda_gather(void *be, const float *x, const int32_t *row_ids, int n, int hidden, float *y)
 {
     struct cuda *c = (struct cuda *)be;
+    const struct op_batch *b = c->host_batch;
     const bool sum = c->pending_x == x && c->pending_hidden == hidden;
     if (!sum) cuda_flush(c);
     cuda_check(c,
                launch_dependent(gather_rows, dim3((unsigned)n), dim3(THREADS), 0, c->stream, x,
                                 sum ? c->pending_y : NULL,
-                                c->batch.head_rows + (row_ids - c->host_batch->head_rows), hidden,
-                                y),
+                                c->batch.head_rows + (row_ids - b->head_rows), hidden, y),
                "gather");
+    if (sum && row_ids - b->head_rows + n >= b->n_heads) c->pending_x = NULL;
 }
 
 /* ---- rope, keys and values ------------------------------------------------------------------- */

@@ -91,6 +91,21 @@ static __global__ void __launch_bounds__(PART_THREADS) adjust(struct sampling a)
     }
 }
 
+/* What a grammar forbids; the end id's logit is kept for when nothing is left. */
+static __global__ void __launch_bounds__(PART_THREADS) forbid(struct sampling a)
+{
+    grid_launch_dependents();
+    grid_wait();
+    struct cuda_sample *s = &a.list[blockIdx.y];
+    const int first = (int)blockIdx.x * PART;
+    float *row = a.logits + (size_t)blockIdx.y * (size_t)a.vocab;
+    if (s->sampled != 1 || !s->mask) return;
+    for (int id = first + (int)threadIdx.x; id < min(first + PART, s->usable); id += PART_THREADS) {
+        if (id == s->eos_id) s->eos_raw = row[id];
+        if (!(s->mask[id / 32] >> id % 32 & 1)) row[id] = IMPOSSIBLE;
+    }
+}
+
 /* ---- the choice, part by part ---------------------------------------------------------------- */
 
 /* Which of the thread's ids, whose weights are w, can win the race. With v of the noise, E lies
@@ -287,8 +302,8 @@ __device__ static int32_t draw_kept(const struct row &r, uint64_t cut, uint64_t 
 
 /* The token of a sampled row, for all threads. */
 template <bool FILTERS>
-DEVICE_INLINE int32_t token_of(const struct sampling &a, int at, const struct cuda_sample *s,
-                               const struct whole *all, uint64_t *room)
+static DEVICE_INLINE int32_t token_of(const struct sampling &a, int at, const struct cuda_sample *s,
+                                      const struct whole *all, uint64_t *room)
 {
     if (all->max == IMPOSSIBLE) return s->eos_id; /* nothing is possible: end the answer */
     if (s->temperature < GREEDY) return all->best;
@@ -326,7 +341,10 @@ static __global__ void __launch_bounds__(ROW_THREADS) finish(struct sampling a)
     const int32_t token = s->sampled ? token_of<FILTERS>(a, at, s, &all, room) : s->target;
     const bool inside = token >= 0 && token < s->usable;
     if (threadIdx.x == 0 && logprobs)
-        all.raw = inside ? a.logits[(size_t)at * (size_t)a.vocab + (size_t)token] : IMPOSSIBLE;
+        all.raw = !inside ? IMPOSSIBLE
+                  : s->mask && token == s->eos_id
+                      ? s->eos_raw
+                      : a.logits[(size_t)at * (size_t)a.vocab + (size_t)token];
     __syncthreads();
     for (int i = (int)threadIdx.x; logprobs && i < s->n_adjust; i += ROW_THREADS)
         if (s->adjust[i].id == token && inside) all.raw = s->adjust[i].raw;
@@ -390,6 +408,8 @@ void cuda_sample(void *be, float *logits, int vocab, const struct op_sample *lis
     if (traits & CUDA_LOGPROBS) rc = launch_dependent(score_raw, parts, part, 0, c->stream, a);
     if (rc == cudaSuccess && (traits & CUDA_ADJUSTS))
         rc = launch_dependent(adjust, dim3(rows), part, 0, c->stream, a);
+    if (rc == cudaSuccess && (traits & CUDA_MASKS))
+        rc = launch_dependent(forbid, parts, part, 0, c->stream, a);
     if (rc == cudaSuccess)
         rc = launch_dependent(traits & CUDA_DRAWS ? choose<true> : choose<false>, parts, part, 0,
                               c->stream, a);

@@ -45,7 +45,7 @@ struct raw_part {
 
 struct sampling {
     float *logits; /* [rows, vocab] */
-    const struct cuda_sample *list;
+    struct cuda_sample *list;
     struct engine_result *results;
     struct part *parts;   /* [rows, n_parts] */
     struct raw_part *raw; /* [rows, n_parts] */

@@ -261,6 +261,7 @@ int main(int argc, char **argv)
     const struct engine_options opt = {.model = b.model,
                                        .dummy = cfg_preset_find(b.model) != NULL,
                                        .dummy_seed = 1,
+                                       .device = CFG_DEVICE_CPU,
                                        .dtype = b.dtype,
                                        .cpu_isa = b.isa,
                                        .threads = b.threads,

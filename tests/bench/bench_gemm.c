@@ -385,11 +385,13 @@ static void print_step(const struct cfg_preset *m, bool bf16, int batches, const
     const int n = list_shapes(m, s);
     FILE *out = csv ? fopen(csv, "w") : NULL;
     for (int i = 0; i < n; i++) measure_shape(&s[i], bf16, batches);
-    printf("All products of one decode step, %s in %s, %d threads: milliseconds, ours and the\n"
-           "fastest of %s for each; ratio: ours over theirs (above 1: the price of bits that\n"
-           "company can't change), of the whole and of its parts\n%5s %9s %9s %6s",
-           m->name, bf16 ? "BF16" : "FP32", threads, bf16 ? "oneDNN" : "OpenBLAS and oneDNN",
-           "batch", "ours", "theirs", "ratio");
+    printf(
+        "All products of one decode step, %s in %s, %d threads: milliseconds, ours and %s.\n"
+        "ratio: ours over theirs (above 1: the price of bits that company can't change), of the\n"
+        "whole and of its parts\n%5s %9s %9s %6s",
+        m->name, bf16 ? "BF16" : "FP32", threads,
+        bf16 ? "oneDNN's" : "for each product the faster of OpenBLAS and oneDNN", "batch", "ours",
+        "theirs", "ratio");
     for (int p = 0; p < PARTS; p++) printf(" %10s", part_names[p]);
     printf("\n");
     if (out) fprintf(out, "preset,type,batch,part,ours_ms,theirs_ms\n");

@@ -290,12 +290,63 @@ static void old_recordings_go(void **state)
     close_side(&m.side);
 }
 
+/* Masks and penalties are uploaded anew for each step, recorded or not; the best allowed id wins,
+ * and where none is allowed the end does. */
+static void masks_and_penalties_follow_the_step(void **state)
+{
+    (void)state;
+    struct mini m = open_mini(false);
+    const int n = 5, usable = 509, eos = 3;
+    static float logits[5 * 512];
+    for (int round = 0; round < 12; round++) {
+        struct mini_step s;
+        uint32_t mask[5][16] = {{0}};
+        struct op_adjust entries[5][40];
+        const bool recorded = round % 4 != 0;
+        mini_decode(&s, n, 20);
+        s.batch.wants_logits = !recorded;
+        for (int i = 0; i < n; i++) {
+            struct op_sample *o = &s.samples[i];
+            o->usable = usable;
+            o->eos_id = eos;
+            o->mask = i == 4 ? NULL : mask[i];
+            o->adjust = entries[i];
+            o->n_adjust = (size_t)below(40);
+            for (size_t k = 0; k < o->n_adjust; k++)
+                entries[i][k] =
+                    (struct op_adjust){.id = (int32_t)((int)k * 13 + i), .bias = 50 * uniform()};
+            for (int id = 0; i < 3 && id < usable; id++)
+                if (below(7) == 0) mask[i][id / 32] |= 1u << id % 32;
+        }
+        struct mini_step plain = s;
+        plain.batch.wants_logits = true;
+        plain.batch.samples = plain.samples;
+        for (int i = 0; i < n; i++) plain.samples[i] = (struct op_sample){.target = -1};
+        assert_true(mini_run(&m, &plain)); /* only for its logits */
+        get(&m.side, m.logits, (size_t)(n * 512), logits);
+        (void)mini_run(&m, &s);
+        for (int i = 0; i < n; i++) {
+            int best = -1;
+            float *row = logits + i * 512;
+            for (size_t k = 0; k < s.samples[i].n_adjust; k++)
+                row[entries[i][k].id] += entries[i][k].bias;
+            for (int id = 0; id < usable; id++)
+                if ((i == 4 || mask[i][id / 32] >> id % 32 & 1) &&
+                    (best < 0 || row[id] > row[best]))
+                    best = id;
+            assert_int_equal(s.results[i].token, i == 3 ? eos : best);
+        }
+    }
+    close_side(&m.side);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(begin_records_the_second_and_replays_the_third),
         cmocka_unit_test(what_does_not_fit_is_not_replayed),
         cmocka_unit_test(old_recordings_go),
+        cmocka_unit_test(masks_and_penalties_follow_the_step),
         cmocka_unit_test(recorded_steps_give_the_same_bits),
     };
     cfg_log_setup(CFG_LOG_ERROR, CFG_LOG_TEXT);

@@ -7,7 +7,7 @@
 set -u
 build=$1 library=$2 device=$3 jobs=${4:-1}
 case $library in /*) ;; *) library=$PWD/$library ;; esac
-export OPENMOED_CUDA_LIBRARY=$library TEST_DEVICE=$device
+export OPENMOED_CUDA_LIBRARY=$library TEST_DEVICE=$device TEST_DIALOGUES=$build/gpu/dialogues.jsonl
 export ASAN_OPTIONS=detect_leaks=1 UBSAN_OPTIONS=print_stacktrace=1
 
 run_one() {

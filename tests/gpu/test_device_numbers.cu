@@ -356,7 +356,7 @@ template <class T> __global__ void atomic_kernel(T *sums, T *tickets)
     const unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
     tickets[i] = atomicAdd(&sums[0], static_cast<T>(1));
     atomicMax(&sums[1], static_cast<T>(i * 7919u % 10007u));
-    T seen = sums[2];
+    T seen = 0;
     for (;;) {
         const T old = atomicCAS(&sums[2], seen, static_cast<T>(seen + 2));
         if (old == seen) break;

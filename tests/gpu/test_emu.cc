@@ -13,6 +13,19 @@
 
 #include "tests/gpu/device_check.h"
 
+#ifdef __SANITIZE_THREAD__
+/* Races are made on purpose here: they are counted, each pair of places once, and end nothing. */
+static int races;
+extern "C" __attribute__((visibility("default"))) EMU_QUIET void __tsan_on_report(void *)
+{
+    races++;
+}
+extern "C" __attribute__((visibility("default"))) EMU_QUIET const char *__tsan_default_options()
+{
+    return "exitcode=0";
+}
+#endif
+
 enum { SEEDS = 40 };
 
 /* The last thing must have failed like a kernel, and been told with these words. */
@@ -286,29 +299,42 @@ static void test_guard_zones()
     CHECK_CUDA(cudaDeviceSynchronize());
 }
 
+/* Three kinds of shared memory: of a function, of a template, and dynamic. */
 __global__ void poison_kernel(float *out)
 {
     __shared__ float s[64];
-    float *d = dynamic_shared<float>();
-    out[2 * blockIdx.x] = s[5];
-    out[2 * blockIdx.x + 1] = d[5];
+    if (threadIdx.x == 0) out[blockIdx.x] = s[5];
+    __syncthreads();
+    s[threadIdx.x] = 1.0f;
+}
+
+template <class T> __global__ void poison_template_kernel(T *out)
+{
+    __shared__ T s[64];
+    T *d = dynamic_shared<T>();
+    if (threadIdx.x == 0) {
+        out[4 + blockIdx.x] = s[5];
+        out[8 + blockIdx.x] = d[5];
+    }
     __syncthreads();
     s[threadIdx.x] = d[threadIdx.x] = 1.0f;
 }
 
 static void test_poison()
 {
-    float *fresh, host[8];
+    float *fresh, host[12];
     CHECK_CUDA(cudaMalloc(&fresh, sizeof(host)));
     CHECK_CUDA(cudaMemcpy(host, fresh, sizeof(host), cudaMemcpyDeviceToHost));
     for (float f : host) CHECK(f != f, "fresh device memory is %g", static_cast<double>(f));
-    CHECK_CUDA(launch(poison_kernel, 4, 64, 256, nullptr, fresh));
+    CHECK_CUDA(cudaMemset(fresh, 0, sizeof(host)));
+    CHECK_CUDA(launch(poison_kernel, 4, 64, 0, nullptr, fresh));
+    CHECK_CUDA(launch(poison_template_kernel<float>, 4, 64, 256, nullptr, fresh));
     CHECK_CUDA(cudaMemcpy(host, fresh, sizeof(host), cudaMemcpyDeviceToHost));
-    for (int i = 0; i < 8; i++) {
+    for (int i = 0; i < 12; i++) {
 #ifdef __SANITIZE_ADDRESS__
-        if (i % 2 == 0) continue; /* arrays have red zones instead */
+        if (i < 8) continue; /* arrays have red zones instead */
 #endif
-        CHECK(host[i] != host[i], "fresh shared memory is %g", static_cast<double>(host[i]));
+        CHECK(host[i] != host[i], "fresh shared memory %d is %g", i, static_cast<double>(host[i]));
     }
     CHECK_CUDA(cudaFree(fresh));
 }
@@ -364,6 +390,62 @@ static void test_bad_launches()
     (void)cudaGetLastError();
 }
 
+#ifdef __SANITIZE_THREAD__
+/* Each case writes shared memory in one thread and reads it in another; `ordered`: after a barrier.
+ */
+template <int how> __global__ void race_kernel(const uint4 *in, unsigned *out, bool ordered)
+{
+    __shared__ __align__(16) uint16_t s[64 * 8];
+    const unsigned t = threadIdx.x;
+    uint32_t r[4] = {t, t, t, t};
+    if (how == 4)
+        cp_async_16(s + 8 * t, in + t);
+    else
+        s[8 * t] = static_cast<uint16_t>(t);
+    if (how == 4) {
+        cp_async_commit();
+        cp_async_wait<0>();
+    }
+    if (how == 1) r[0] = shfl_xor(r[0], 1); /* hands over a value and orders nothing else */
+    if (how == 3) bar_sync(1 + t / 32, 32); /* of another half of the block */
+    if (ordered && (how == 2 || how == 1))
+        __syncwarp();
+    else if (ordered)
+        __syncthreads();
+    if (how == 2)
+        ldmatrix_x4(r, s + 8 * (t ^ 1));
+    else if (how == 1)
+        r[1] = s[8 * (t ^ 1)];
+    else
+        r[1] = s[8 * ((t + 32) % 64)];
+    out[t] = r[0] + r[1];
+}
+
+template <int how> static void test_race()
+{
+    for (bool ordered : {true, false}) {
+        device_array<uint4> in(64);
+        device_array<unsigned> out(64);
+        races = 0;
+        CHECK_CUDA(launch(race_kernel<how>, 1, 64, 0, nullptr, in.up(), out.device, ordered));
+        out.down();
+        CHECK(ordered ? races == 0 : races > 0, "case %d, ordered %d: %d races", how, ordered,
+              races);
+    }
+}
+
+static void test_races()
+{
+    test_race<0>();
+    test_race<1>();
+    test_race<2>();
+    test_race<3>();
+    test_race<4>();
+    races = 0;
+    CHECK(!neighbour_wrong(256, 32, true, false) && races == 0, "a race in a correct kernel");
+}
+#endif
+
 int main()
 {
     test_missing_barrier();
@@ -376,6 +458,9 @@ int main()
     test_poison();
     test_early_reads();
     test_bad_launches();
+#ifdef __SANITIZE_THREAD__
+    test_races();
+#endif
     printf("test_emu: %d checks failed\n", check_failures);
     return check_failures != 0;
 }

@@ -112,13 +112,52 @@ static void content_types(void **state)
     assert_true(read_lines(two).other_type);
 }
 
+static const char *id_of(const char *value)
+{
+    const struct line one[2] = {{"X-Request-ID", value}};
+    const struct header h = read_lines(one);
+    return header_request_id(&h);
+}
+
+static void request_ids(void **state)
+{
+    (void)state;
+    char longest[HEADER_MAX_ID + 2];
+    memset(longest, 'a', sizeof longest);
+    longest[HEADER_MAX_ID + 1] = '\0';
+    assert_null(id_of(longest));
+    assert_string_equal(id_of(longest + 1), longest + 1);
+    assert_string_equal(id_of("2f1e:A_b.c-9"), "2f1e:A_b.c-9");
+    static const char *const bad[] = {"", " ", "a b", "a\"b", "a=b", "a\nb", "a/b", "caf\xC3\xA9"};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) assert_null(id_of(bad[i]));
+    static const struct line two[3] = {{"x-request-id", "a"}, {"x-request-id", "a"}};
+    const struct header h = read_lines(two), none = {0};
+    assert_null(header_request_id(&h));
+    assert_null(header_request_id(&none));
+}
+
+static void lines_of_browsers(void **state)
+{
+    (void)state;
+    static const struct line lines[4] = {{"Origin", "https://a.example"},
+                                         {"access-control-request-method", "POST"},
+                                         {"Access-Control-Request-Headers", "x-a, x-b"}};
+    struct header h = read_lines(lines);
+    assert_string_equal(h.origin, "https://a.example");
+    assert_string_equal(h.wanted_method, "POST");
+    assert_string_equal(h.wanted_headers, "x-a, x-b");
+    header_add(&h, "Origin", "https://a.example"); /* whose page is it? */
+    assert_null(h.origin);
+    header_add(&h, "Origin", "https://a.example");
+    assert_null(h.origin);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(sound_messages_pass),
-        cmocka_unit_test(doubtful_messages_are_refused),
-        cmocka_unit_test(lengths_saturate),
-        cmocka_unit_test(content_types),
+        cmocka_unit_test(sound_messages_pass), cmocka_unit_test(doubtful_messages_are_refused),
+        cmocka_unit_test(lengths_saturate),    cmocka_unit_test(content_types),
+        cmocka_unit_test(request_ids),         cmocka_unit_test(lines_of_browsers),
     };
     return cmocka_run_group_tests_name("header", tests, NULL, NULL);
 }

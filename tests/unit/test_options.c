@@ -104,6 +104,20 @@ static void test_defaults(void **state)
     assert_null(o.api_key);
     assert_null(o.api_key_file);
     assert_int_equal(o.port, 8000);
+    assert_null(o.unix_socket);
+    assert_int_equal(o.unix_socket_access, CFG_ACCESS_GROUP);
+    assert_null(o.tls_cert);
+    assert_null(o.tls_key);
+    assert_null(o.allowed_origins);
+    assert_int_equal(o.insecure_no_auth, CFG_OFF);
+    assert_int_equal(o.max_header_size, 16 << 10);
+    assert_int_equal(o.max_connections, 4096);
+    assert_int_equal(o.max_connections_per_address, 1024);
+    assert_int_equal(o.header_timeout, 10);
+    assert_int_equal(o.body_timeout, 30);
+    assert_int_equal(o.keep_alive_timeout, 75);
+    assert_int_equal(o.max_stream_buffer, 1 << 20);
+    assert_int_equal(o.log_requests, CFG_ON);
     assert_int_equal(o.device, CFG_DEVICE_AUTO);
     assert_int_equal(o.gpu, 0);
     assert_true(o.gpu_memory_utilization == 0.9);
@@ -216,7 +230,7 @@ static void test_precedence(void **state)
         check_value(o, LIST(flag, value[0], joined), NULL, value[2]); /* the last one wins */
         tested++;
     }
-    assert_int_equal(tested, 32);
+    assert_int_equal(tested, 46);
 }
 
 static void test_config_flag_over_variable(void **state)
@@ -410,6 +424,13 @@ static void test_flag_errors(void **state)
          "--cpu-isa: \"sse\" is not one of auto, reference, generic, avx2, avx512, amx"},
         {"--expert-capacity", "auto",
          "--expert-capacity: \"auto\" is not one of dropless, reference, isolated"},
+        {"--unix-socket-access", "660",
+         "--unix-socket-access: \"660\" is not one of owner, group, all"},
+        {"--max-connections", "0",
+         "--max-connections: \"0\" is not a whole number between 1 and 1000000"},
+        {"--header-timeout", "0",
+         "--header-timeout: \"0\" is not a whole number between 1 and 3600"},
+        {"--log-requests", "true", "--log-requests: \"true\" is not one of off, on"},
         {"--load-format", "x", "--load-format: \"x\" is not one of auto, dummy"},
         {"--log-level", "trace", "--log-level: \"trace\" is not one of debug, info, warn, error"},
         {"--log-format", "xml", "--log-format: \"xml\" is not one of text, json"},
@@ -547,7 +568,7 @@ static int captured(const char *const *flags, const char *const *env, char *out,
 static void test_help(void **state)
 {
     (void)state;
-    static char text[16384];
+    static char text[32768];
     assert_int_equal(captured(LIST("--port", "1", "--help"), NULL, text, sizeof text),
                      CFG_PARSE_EXIT);
     for (const char *line = text; *line;) {
@@ -579,7 +600,7 @@ static void test_help(void **state)
 static void test_help_and_errors(void **state)
 {
     (void)state;
-    static char text[16384];
+    static char text[32768];
     assert_int_equal(
         captured(LIST("--port", "abc", "--help"), LIST("OPENMOED_X=1"), text, sizeof text),
         CFG_PARSE_EXIT);

@@ -32,7 +32,7 @@ enum { MODES = sizeof(modes) / sizeof(modes[0]) };
 /* Less of everything on the emulated device. */
 static size_t n_jobs(void)
 {
-    return test_emulated() ? 6 : 32;
+    return test_emulated() ? 5 : 32;
 }
 
 static bool skip_emulated(const char *what)
@@ -54,13 +54,14 @@ static void mix_with_common_beginnings(unsigned seed)
 {
     mix_jobs(&mix, n_jobs(), seed);
     for (size_t i = 0; i < mix.n; i += 2) {
-        size_t n = 20 + (size_t)(rand_r(&seed) % 100);
+        size_t n = 20 + (size_t)(rand_r(&seed) % (test_emulated() ? 30 : 100));
         for (size_t k = 0; k < n; k++)
             mix.prompts[i][k] = (int32_t)((k * 37 + i % 3 * 11 + k / 16 * 5) % VOCAB);
         size_t tail = (size_t)(rand_r(&seed) % 20);
         for (size_t k = 0; k < tail; k++) mix.prompts[i][n + k] = rand_r(&seed) % VOCAB;
         mix.jobs[i].n_prompt = n + tail;
-        mix.jobs[i].max_new = 1 + rand_r(&seed) % 60;
+        mix.jobs[i].max_new =
+            (test_emulated() ? 30 : 1) + rand_r(&seed) % (test_emulated() ? 30 : 60);
     }
 }
 
@@ -129,7 +130,7 @@ static void the_way_of_serving_changes_nothing(void **state)
 
         struct setup company = with(&modes[m], 48, 512, 400, false);
         struct setup chunks = with(&modes[m], 6, 7, 400, false);
-        const int few = test_emulated() ? 13 : 15; /* blocks: one sequence fits, not all */
+        const int few = test_emulated() ? 8 : 15; /* blocks: one sequence fits, not all */
         struct setup short_of_blocks = with(&modes[m], 48, 64, few, false);
         struct setup cached = with(&modes[m], 8, 100, 400, true);
         struct setup cached_in_chunks = with(&modes[m], 5, 7, 400, true);

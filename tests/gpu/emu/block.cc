@@ -7,8 +7,10 @@
 // threads are left, some wait for others that never come: that is the error most worth finding, so
 // it is told in full. State is one block's, static: emu_run_kernel is called under the runtime's
 // lock.
+#include <link.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include <vector>
@@ -46,6 +48,7 @@ struct warp {
     emu_site at;
     unsigned turn;             /* which of `lanes` is in use */
     struct emu_lanes lanes[2]; /* two, so that a fast lane cannot overwrite what a slow one reads */
+    char order[2];             /* for emu_release, by `turn` */
 };
 
 struct barrier {
@@ -53,8 +56,17 @@ struct barrier {
     const char *name;
     emu_site at;
     unsigned first; /* thread that arrived first */
+    unsigned turn;
+    char order[2]; /* for emu_release, by `turn`: who is fast may already be at the next one */
     uint32_t waiting[MAX_WARPS];
 };
+
+/* With races looked for, a thread has a fiber of its own: to TSan a fiber is a thread. */
+#ifdef EMU_RACES
+static const bool own_fibers = true;
+#else
+static const bool own_fibers = false;
+#endif
 
 struct idle_fibers { /* kept from block to block, and freed at the end */
     std::vector<emu_fiber *> list;
@@ -76,13 +88,16 @@ static struct {
     struct thread threads[MAX_THREADS];
     struct warp warps[MAX_WARPS];
     struct barrier barriers[BARRIERS];
-    struct idle_fibers idle;
+    struct idle_fibers idle, used; /* used: by a thread of this block that is done */
+    char begun, ended;             /* for emu_release */
 } b;
 
 alignas(128) static unsigned char dynamic_shared_memory[DYNAMIC_SHARED];
-/* The section of the __shared__ arrays; without any, it does not exist. */
-extern "C" unsigned char __start_emu_shared[] __attribute__((weak));
-extern "C" unsigned char __stop_emu_shared[] __attribute__((weak));
+#ifndef __SANITIZE_ADDRESS__
+/* The __shared__ arrays: this module's thread-local memory, in the thread that runs the kernel. */
+static unsigned char *arrays;
+static size_t arrays_size;
+#endif
 
 /* ---- reports -------------------------------------------------------------------------------- */
 
@@ -118,6 +133,7 @@ void emu_fail(emu_site at, const char *format, ...)
     say_where();
     emu_say(", thread %u, at %s:%d: %s\n", b.running, at.file, at.line, text);
     b.failed = true;
+    emu_release(&b.ended);
     emu_fiber_switch(nullptr);
     __builtin_unreachable();
 }
@@ -195,12 +211,27 @@ static void be(unsigned thread)
 static void do_copies(struct thread *t, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
-        if (t->copies[i].from)
+        emu_note_write(t->copies[i].to);
+        if (t->copies[i].from) {
+            emu_note_read(t->copies[i].from);
             memcpy(t->copies[i].to, t->copies[i].from, 16);
-        else
+        } else {
             memset(t->copies[i].to, 0, 16);
+        }
     }
     t->copies.erase(t->copies.begin(), t->copies.begin() + static_cast<ptrdiff_t>(n));
+}
+
+static void run_threads(void);
+
+/* The fiber that goes on with a thread, or starts it. */
+static emu_fiber *fiber_of(unsigned thread)
+{
+    if (b.threads[thread].fiber) return b.threads[thread].fiber;
+    if (b.idle.list.empty()) return emu_fiber_new(run_threads);
+    emu_fiber *f = b.idle.list.back();
+    b.idle.list.pop_back();
+    return f;
 }
 
 /* A fiber: runs b.running, which has not started yet, and whoever comes next. */
@@ -209,26 +240,20 @@ static void run_threads(void)
     for (;;) {
         struct thread *t = &b.threads[b.running];
         t->fiber = emu_fiber_running();
+        emu_acquire(&b.begun);
         b.kernel->body();
         t = &b.threads[b.running];
         if (!t->copies.empty()) do_copies(t, t->copies.size());
+        emu_release(&b.ended);
         t->done = true;
         t->fiber = nullptr;
         b.left--;
         const int next = pick();
         if (next >= 0) be(static_cast<unsigned>(next));
-        if (next >= 0 && !b.threads[next].fiber) continue;
-        b.idle.list.push_back(emu_fiber_running());
-        emu_fiber_switch(next >= 0 ? b.threads[next].fiber : nullptr);
+        if (next >= 0 && !b.threads[next].fiber && !own_fibers) continue;
+        (own_fibers ? b.used : b.idle).list.push_back(emu_fiber_running());
+        emu_fiber_switch(next >= 0 ? fiber_of(static_cast<unsigned>(next)) : nullptr);
     }
-}
-
-static emu_fiber *take_fiber(void)
-{
-    if (b.idle.list.empty()) return emu_fiber_new(run_threads);
-    emu_fiber *f = b.idle.list.back();
-    b.idle.list.pop_back();
-    return f;
 }
 
 /* Lets others run until somebody allows this thread again. */
@@ -237,13 +262,13 @@ static void wait(const char *name, emu_site at)
     const unsigned me = b.running;
     b.threads[me].waits = name;
     b.threads[me].at = at;
+    emu_release(&b.ended); /* in case it is never let go on */
     const int next = pick();
     if (next < 0) { /* nobody can: the main context tells why */
         emu_fiber_switch(nullptr);
     } else {
         be(static_cast<unsigned>(next));
-        emu_fiber *f = b.threads[next].fiber;
-        emu_fiber_switch(f ? f : take_fiber());
+        emu_fiber_switch(fiber_of(static_cast<unsigned>(next)));
     }
     b.threads[me].waits = nullptr;
 }
@@ -277,12 +302,17 @@ void emu_barrier(const char *name, unsigned id, unsigned n, emu_site at)
         emu_fail(at, "%s, but thread %u waits in the one at %s:%d", name, bar->first, bar->at.file,
                  bar->at.line);
     }
+    char *const order = &bar->order[bar->turn];
+    emu_release(order);
     if (++bar->arrived < bar->expected) {
         bar->waiting[b.running / WARP] |= 1u << b.running % WARP;
         wait(name, at);
+        emu_acquire(order);
         return;
     }
+    emu_acquire(order);
     bar->arrived = 0;
+    bar->turn ^= 1;
     for (unsigned w = 0; w < MAX_WARPS; w++) {
         allow(w, bar->waiting[w]);
         bar->waiting[w] = 0;
@@ -303,7 +333,9 @@ const struct emu_lanes *emu_meet(const char *name, const void *in, size_t bytes,
         emu_fail(at, "%s, but thread %u waits in %s at %s:%d", name,
                  warp * WARP + lowest(w->arrived), w->meeting, w->at.file, w->at.line);
     }
-    if (bytes) memcpy(lanes->word[lane], in, bytes);
+    /* Not memcpy, which TSan would look at, nor what the compiler makes into it. */
+    volatile uint32_t *const to = lanes->word[lane];
+    for (size_t i = 0; i < bytes / 4; i++) to[i] = static_cast<const uint32_t *>(in)[i];
     w->arrived |= 1u << lane;
     if (w->arrived != EMU_ALL_LANES) {
         wait(name, at);
@@ -314,6 +346,15 @@ const struct emu_lanes *emu_meet(const char *name, const void *in, size_t bytes,
     w->turn ^= 1;
     allow(warp, ~(1u << lane));
     return lanes;
+}
+
+void emu_warp_barrier(const char *name, emu_site at)
+{
+    struct warp *w = &b.warps[b.running / WARP];
+    char *const order = &w->order[w->turn];
+    emu_release(order);
+    emu_meet(name, nullptr, 0, nullptr, at);
+    emu_acquire(order);
 }
 
 /* ---- shared memory -------------------------------------------------------------------------- */
@@ -328,11 +369,10 @@ void emu_check_shared(const void *p, const char *what, emu_site at)
     emu_aligned(p, 16, what, at);
     const unsigned char *c = static_cast<const unsigned char *>(p);
     if (c >= dynamic_shared_memory && c + 16 <= dynamic_shared_memory + b.kernel->shared) return;
-#ifdef __SANITIZE_ADDRESS__
-    return; /* could be an array; the access tells */
-#endif
-    if (c < __start_emu_shared || c + 16 > __stop_emu_shared)
+#ifndef __SANITIZE_ADDRESS__ /* else it could be an array; the access tells */
+    if (c < arrays || c + 16 > arrays + arrays_size)
         emu_fail(at, "%s: the address is not in the block's shared memory", what);
+#endif
 }
 
 void emu_aligned(const void *p, size_t to, const char *what, emu_site at)
@@ -345,6 +385,7 @@ void emu_cp_async(void *shared, const void *global, emu_site at)
 {
     emu_check_shared(shared, "cp_async", at);
     emu_aligned(global, 16, "cp_async", at);
+    emu_note_write(shared);
     memset(shared, 0xff, 16);
     b.threads[b.running].copies.push_back({shared, global});
 }
@@ -367,6 +408,7 @@ void emu_cp_async_wait(unsigned leave)
 }
 
 #ifdef __SANITIZE_ADDRESS__
+static void find_arrays(void) {}
 static void poison_shared(size_t bytes)
 {
     __asan_unpoison_memory_region(dynamic_shared_memory, DYNAMIC_SHARED);
@@ -374,12 +416,33 @@ static void poison_shared(size_t bytes)
     __asan_poison_memory_region(dynamic_shared_memory + bytes, DYNAMIC_SHARED - bytes);
 }
 #else
+static int if_this_module(struct dl_phdr_info *info, size_t, void *)
+{
+    const ElfW(Addr) here = reinterpret_cast<ElfW(Addr)>(&b) - info->dlpi_addr;
+    bool found = false;
+    for (int i = 0; i < info->dlpi_phnum; i++) {
+        const ElfW(Phdr) *h = &info->dlpi_phdr[i];
+        if (h->p_type == PT_LOAD && here - h->p_vaddr < h->p_memsz) found = true;
+    }
+    for (int i = 0; found && i < info->dlpi_phnum; i++) {
+        const ElfW(Phdr) *h = &info->dlpi_phdr[i];
+        if (h->p_type != PT_TLS) continue;
+        arrays = static_cast<unsigned char *>(info->dlpi_tls_data);
+        arrays_size = h->p_memsz;
+        if (h->p_filesz) abort(); /* a thread-local variable that starts with a value: not ours */
+    }
+    return found;
+}
+static void find_arrays(void)
+{
+    static __thread volatile char first;
+    (void)first; /* the memory is there from the first access */
+    dl_iterate_phdr(if_this_module, nullptr);
+}
 static void poison_shared(size_t bytes)
 {
     memset(dynamic_shared_memory, 0xff, bytes);
-    if (__start_emu_shared)
-        memset(__start_emu_shared, 0xff,
-               static_cast<size_t>(__stop_emu_shared - __start_emu_shared));
+    memset(arrays, 0xff, arrays_size);
 }
 #endif
 
@@ -407,8 +470,12 @@ static int run_block(void)
     }
     memset(b.barriers, 0, sizeof(b.barriers));
     poison_shared(b.kernel->shared);
+    emu_release(&b.begun);
     be(static_cast<unsigned>(pick()));
-    emu_fiber_switch(take_fiber());
+    emu_fiber_switch(fiber_of(b.running));
+    emu_acquire(&b.ended);
+    b.idle.list.insert(b.idle.list.end(), b.used.list.begin(), b.used.list.end());
+    b.used.list.clear();
     if (!b.failed && b.left) {
         say_stuck();
         b.failed = true;
@@ -425,9 +492,12 @@ static void drop_fibers(void)
 
 int emu_run_kernel(const struct emu_kernel *k)
 {
+    b.idle.list.reserve(MAX_THREADS); /* here, not in a fiber, for TSan */
+    b.used.list.reserve(MAX_THREADS);
     b.kernel = k;
     b.failed = false;
     b.n_threads = k->block.x;
+    find_arrays();
     blockDim = k->block;
     gridDim = k->grid;
     threadIdx = {0, 0, 0};

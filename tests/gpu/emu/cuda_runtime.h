@@ -22,12 +22,13 @@
 #define __align__(n)    __attribute__((aligned(n)))
 #define __launch_bounds__(...)
 #define __grid_constant__
-/* Blocks run one at a time, so a block's shared memory is a static variable. In a section of its
- * own it can be filled at the start of each block; under ASan it has red zones instead. */
+/* Blocks run one at a time, so a block's shared memory is static. Thread-local, because the
+ * module's thread-local memory can be found and filled at the start of each block (there must be no
+ * other thread-local variables in it); under ASan plainly static, because that has red zones. */
 #ifdef __SANITIZE_ADDRESS__
 #define __shared__ static
 #else
-#define __shared__ static __attribute__((section("emu_shared")))
+#define __shared__ static __thread
 #endif
 
 extern uint3 threadIdx, blockIdx;
@@ -41,7 +42,7 @@ inline void __syncthreads(emu_site at = emu_site::here())
 inline void __syncwarp(unsigned mask = 0xffffffffu, emu_site at = emu_site::here())
 {
     if (mask != 0xffffffffu) emu_fail(at, "__syncwarp of a part of the warp");
-    emu_meet("__syncwarp", nullptr, 0, nullptr, at);
+    emu_warp_barrier("__syncwarp", at);
 }
 /* Threads take turns: only the compiler could change the order. */
 inline void __threadfence()

@@ -56,6 +56,14 @@ struct emu_site {
     }
 };
 
+/* Under TSan the races of a block's threads are found too (fiber.h). What lanes hand each other is
+ * none: the functions that do it are not looked at. */
+#ifdef __SANITIZE_THREAD__
+#define EMU_QUIET __attribute__((no_sanitize("thread")))
+#else
+#define EMU_QUIET
+#endif
+
 constexpr uint32_t EMU_ALL_LANES = 0xffffffffu;
 
 /* What the lanes of a warp hand in at a warp operation, and what they take out. */
@@ -64,10 +72,12 @@ struct alignas(64) emu_lanes {
 };
 typedef void emu_combine(struct emu_lanes *lanes);
 
-/* Hands in `bytes` (at most 64) and waits until all lanes have; the last to come calls `combine`
- * (or NULL). The answer is valid until the lane's next operation but one. */
+/* Hands in `bytes` (a multiple of 4, at most 64) and waits until all lanes have; the last to come
+ * calls `combine` (or NULL). The answer is valid until the lane's next operation but one. */
 const struct emu_lanes *emu_meet(const char *name, const void *in, size_t bytes,
                                  emu_combine *combine, emu_site at);
+/* Of the warp; the only warp operation that orders what its lanes read and write in memory. */
+void emu_warp_barrier(const char *name, emu_site at);
 void emu_barrier(const char *name, unsigned id, unsigned n, emu_site at);
 /* Ends the kernel with cudaErrorLaunchFailure and a report. From kernels only. */
 [[noreturn]] void emu_fail(emu_site at, const char *format, ...)

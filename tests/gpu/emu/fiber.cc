@@ -19,12 +19,12 @@
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
-#ifdef __SANITIZE_THREAD__
+#ifdef EMU_RACES
 #include <sanitizer/tsan_interface.h>
 #endif
 
 enum { GUARD = 4096, STACK = 128 * 1024 };
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#if defined(__SANITIZE_ADDRESS__) || defined(EMU_RACES)
 enum { STACKS = 4 * STACK };
 #else
 enum { STACKS = STACK };
@@ -117,7 +117,7 @@ struct emu_fiber *emu_fiber_new(void (*entry)(void))
     top[-2] = reinterpret_cast<void *>(begin);
     f->sp = top - 8;
 #endif
-#ifdef __SANITIZE_THREAD__
+#ifdef EMU_RACES
     f->tsan = __tsan_create_fiber(0);
 #endif
     return f;
@@ -128,7 +128,7 @@ void emu_fiber_free(struct emu_fiber *f)
 #ifdef __SANITIZE_ADDRESS__
     __asan_unpoison_memory_region(f->bottom, f->size);
 #endif
-#ifdef __SANITIZE_THREAD__
+#ifdef EMU_RACES
     __tsan_destroy_fiber(f->tsan);
 #endif
     munmap(const_cast<char *>(static_cast<const char *>(f->bottom)) - GUARD, GUARD + STACKS);
@@ -142,9 +142,9 @@ void emu_fiber_switch(struct emu_fiber *to)
 #ifdef __SANITIZE_ADDRESS__
     __sanitizer_start_switch_fiber(&previous->fake, running->bottom, running->size);
 #endif
-#ifdef __SANITIZE_THREAD__
+#ifdef EMU_RACES
     if (previous == &thread) thread.tsan = __tsan_get_current_fiber();
-    __tsan_switch_to_fiber(running->tsan, 0);
+    __tsan_switch_to_fiber(running->tsan, __tsan_switch_to_fiber_no_sync);
 #endif
 #ifdef EMU_UCONTEXT
     swapcontext(&previous->context, &running->context);
@@ -158,3 +158,29 @@ struct emu_fiber *emu_fiber_running(void)
 {
     return running == &thread ? nullptr : running;
 }
+
+#ifdef EMU_RACES
+/* What the compiler would call. */
+extern "C" void __tsan_read16(void *p);
+extern "C" void __tsan_write16(void *p);
+
+void emu_release(void *what)
+{
+    __tsan_release(what);
+}
+
+void emu_acquire(void *what)
+{
+    __tsan_acquire(what);
+}
+
+void emu_note_read(const void *p)
+{
+    __tsan_read16(const_cast<void *>(p));
+}
+
+void emu_note_write(void *p)
+{
+    __tsan_write16(p);
+}
+#endif

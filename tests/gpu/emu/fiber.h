@@ -16,4 +16,19 @@ void emu_fiber_free(struct emu_fiber *f);
 void emu_fiber_switch(struct emu_fiber *to);
 struct emu_fiber *emu_fiber_running(void); /* NULL: the thread itself */
 
+/* For TSan a switch orders nothing, so that it finds races between the threads of a block. What
+ * does order them says so: all before a release of `what` is before all after an acquire that
+ * follows. `note` tells of an access by code that TSan does not see, of 16 bytes. */
+#ifdef EMU_RACES
+void emu_release(void *what);
+void emu_acquire(void *what);
+void emu_note_read(const void *p);
+void emu_note_write(void *p);
+#else
+inline void emu_release(void *) {}
+inline void emu_acquire(void *) {}
+inline void emu_note_read(const void *) {}
+inline void emu_note_write(void *) {}
+#endif
+
 #endif
