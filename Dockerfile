@@ -5,6 +5,10 @@
 #   docker build --target cuda -t openmoed:cuda .
 # Each builds in a stage with compilers and ships a stage with shared libraries alone. The model folder is
 # mounted or baked in by whoever deploys; the demo model is inside.
+#
+# In a container the daemon listens on every address, which it does for those with a key alone:
+#   docker run -p 8000:8000 -e OPENMOED_API_KEY openmoed:cpu
+#   docker run -p 127.0.0.1:8000:8000 -e OPENMOED_INSECURE_NO_AUTH=on openmoed:cpu    # everyone on this machine
 
 FROM debian:12 AS build-cpu
 WORKDIR /src

@@ -247,9 +247,9 @@ static int find_choice(const struct option *o, const char *text, struct error *e
 /* A decimal number above 0 and at most 1, as 0.9; no sign, no exponent. */
 static int read_share(const char *text, double *value, struct error *err)
 {
-    char *end;
+    char *end = NULL;
     *value = strspn(text, "0123456789.") == strlen(text) ? strtod(text, &end) : 0;
-    if (*value > 0 && *value <= 1 && !*end) return CFG_OK;
+    if (end && !*end && *value > 0 && *value <= 1) return CFG_OK;
     return cfg_fail(err, CFG_EINVAL, "\"%.*s\" is not a number above 0 and at most 1", shown(text),
                     text);
 }

@@ -258,7 +258,11 @@ static int open_device(struct engine *e, const struct backend_options *bo, struc
 {
     if (e->opt.device == CFG_DEVICE_CPU) return open_cpu(e, bo, err);
     const int rc = cuda_load(&e->model.ops, &e->model.be, bo, err);
-    if (rc == CFG_OK) return rc;
+    if (rc == CFG_OK) {
+        cfg_log(CFG_LOG_INFO, "%s: %.1f GB for the model", e->model.ops->name,
+                (double)e->model.ops->memory / 1e9);
+        return rc;
+    }
     if (e->opt.device == CFG_DEVICE_CUDA)
         return cfg_fail(err, rc, "--device cuda: %.480s", err->message);
     cfg_log(CFG_LOG_INFO, "the CPU is used: %s", err->message);

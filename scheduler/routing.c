@@ -79,6 +79,7 @@ static int open_table(struct routing *g, const struct sched_options *opt, struct
 {
     const struct engine_info *info = g->info;
     const struct routing_shape shape = {info->moe_layers, info->experts, info->topk, info->vocab};
+    if (info->moe_layers == 0) return CFG_OK;
     int rc = routing_table_open(&g->table, &shape, err);
     if (rc == CFG_EUNSUPPORTED && !opt->routing_table && opt->max_expert_tokens == 0) return CFG_OK;
     if (rc || !opt->routing_table) return rc;
@@ -107,7 +108,7 @@ int routing_open(struct routing *g, const struct engine_info *info, const struct
         !g->scores || !g->step || !g->budget)
         return cfg_fail(err, CFG_ENOMEM, "no memory to watch the routing");
     int rc = open_table(g, opt, err);
-    if (!rc && opt->max_expert_tokens > 0)
+    if (!rc && opt->max_expert_tokens > 0 && g->table)
         rc = plan_load_open(&g->load, g->table, info->moe_layers, info->experts, info->topk,
                             opt->max_expert_tokens, err);
     return rc;

@@ -20,23 +20,23 @@ struct conn *connection_of(struct MHD_Connection *mhd)
 
 /* ---- begin and end */
 
+/* The status for one more connection from this address; 0: it is served. Who is refused counts for
+ * nothing: nobody can use up the places of others by being refused. */
+static int refusal(struct server *s, const struct sockaddr *addr)
+{
+    const int per_address = s->opt->max_connections_per_address;
+    if (s->conns.n - s->conns.n_refused >= s->conns.max) return 503;
+    if (per_address > 0 && limits_count(&s->conns.limits, addr) >= per_address) return 429;
+    return 0;
+}
+
 enum MHD_Result connection_accept(void *cls, const struct sockaddr *addr, socklen_t n)
 {
     struct server *s = cls;
-    (void)addr;
     (void)n;
-    if (s->conns.n < s->conns.max + CONNECTION_REFUSALS) return MHD_YES;
+    if (s->conns.n_refused < CONNECTION_REFUSALS || refusal(s, addr) == 0) return MHD_YES;
     s->conns.refused++;
-    s->closed_one = true; /* its place in the queue is free: there may be more to accept */
     return MHD_NO;
-}
-
-static int refusal(const struct server *s, const struct conn *c)
-{
-    const int per_address = s->opt->max_connections_per_address;
-    if (s->conns.n > s->conns.max) return 503;
-    if (c->peer != NULL && per_address > 0 && c->peer->connections > per_address) return 429;
-    return 0;
 }
 
 static struct conn *conn_new(struct server *s, struct MHD_Connection *mhd)
@@ -50,7 +50,8 @@ static struct conn *conn_new(struct server *s, struct MHD_Connection *mhd)
     c->server = s;
     c->fd = fd->connect_fd;
     c->deadline = cfg_now() + s->opt->header_timeout;
-    c->peer = limits_add(&s->conns.limits, addr->client_addr);
+    c->refused = refusal(s, addr->client_addr);
+    if (c->refused == 0) c->peer = limits_add(&s->conns.limits, addr->client_addr);
     c->tls = tls_hold(s->tls);
     limits_text(addr->client_addr, c->from);
     c->next = s->conns.first;
@@ -79,17 +80,20 @@ void connection_notify(void *cls, struct MHD_Connection *mhd, void **ctx,
     struct server *s = cls;
     if (what == MHD_CONNECTION_NOTIFY_STARTED) {
         struct conn *c = conn_new(s, mhd);
+        const bool refused = c != NULL && c->refused != 0;
         *ctx = c;
         s->conns.n++;
-        if (c == NULL) return;
-        c->refused = refusal(s, c);
-        if (c->refused != 0) s->conns.refused++;
+        s->conns.n_refused += refused;
+        s->conns.refused += refused;
         return;
     }
+    struct conn *c = *ctx;
+    *ctx = NULL;
     s->closed_one = true;
     s->conns.n--;
-    if (*ctx != NULL) conn_free(s, *ctx);
-    *ctx = NULL;
+    if (c == NULL) return;
+    s->conns.n_refused -= c->refused != 0;
+    conn_free(s, c);
 }
 
 int connection_certificate(gnutls_session_t session, const gnutls_datum_t *names, int n_names,

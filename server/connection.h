@@ -43,7 +43,7 @@ struct conn {
     bool hung_up;    /* the last sweep found the other side gone */
     bool odd_target; /* the next request's target is not what libmicrohttpd says it is */
     int refused;     /* past a limit: the status that its one request is answered with; or 0 */
-    struct limits_peer *peer;    /* NULL: not counted */
+    struct limits_peer *peer;    /* NULL: not counted, or refused */
     struct tls_pair *tls;        /* NULL: no TLS */
     struct handshake *handshake; /* NULL: none, or over */
     char from[LIMITS_TEXT];      /* the client's address, for the log */
@@ -53,8 +53,9 @@ struct conn {
 struct conns {
     struct conn *first;
     struct handshake *handshakes; /* those that libmicrohttpd works on in its next run */
-    int n, max;                   /* now; at most, of those that are served */
-    uint64_t refused;             /* answered with a refusal, or closed without a word */
+    int n, n_refused;             /* now; those of them that get a refusal */
+    int max;                      /* of those that are served */
+    uint64_t refused; /* since the start: answered with a refusal, or closed without a word */
     struct limits limits;
 };
 

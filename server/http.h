@@ -124,6 +124,7 @@ struct server {
     bool pumping, closed_one;
 
     struct conns conns;
+    bool crowded; /* so many connections were open that their memory is worth giving back */
     struct request *requests;
     struct jobs jobs; /* id -> request of every live job */
     struct sched_events events;

@@ -37,13 +37,25 @@ static struct limits_peer **bucket(struct limits *l, const uint64_t key[2])
     return &l->buckets[cfg_sip_end(&h) % LIMITS_BUCKETS];
 }
 
+static struct limits_peer *find(struct limits_peer *p, const uint64_t key[2])
+{
+    while (p != NULL && (p->key[0] != key[0] || p->key[1] != key[1])) p = p->next;
+    return p;
+}
+
+int limits_count(struct limits *l, const struct sockaddr *a)
+{
+    uint64_t key[2];
+    const struct limits_peer *p = key_of(a, key) ? find(*bucket(l, key), key) : NULL;
+    return p != NULL ? p->connections : 0;
+}
+
 struct limits_peer *limits_add(struct limits *l, const struct sockaddr *a)
 {
     uint64_t key[2];
     if (!key_of(a, key)) return NULL;
     struct limits_peer **head = bucket(l, key);
-    struct limits_peer *p = *head;
-    while (p != NULL && (p->key[0] != key[0] || p->key[1] != key[1])) p = p->next;
+    struct limits_peer *p = find(*head, key);
     if (p == NULL) {
         p = calloc(1, sizeof *p);
         if (p == NULL) return NULL;

@@ -22,6 +22,8 @@ struct limits {
     struct limits_peer *buckets[LIMITS_BUCKETS];
 };
 
+/* Connections that a's address holds; 0 for what is no IP address. */
+int limits_count(struct limits *l, const struct sockaddr *a);
 /* Counts one more connection of a's address; *p lives until limits_remove has been called for each.
  * NULL: not counted, since it is no IP address or there is no memory. */
 struct limits_peer *limits_add(struct limits *l, const struct sockaddr *a);

@@ -8,6 +8,7 @@
 #include "server/http.h"
 
 #include <errno.h>
+#include <malloc.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -22,6 +23,7 @@
 enum {
     TICK_MS = 250,
     LOADING_TICK_MS = 20,
+    CROWD = 64,
     CONNECTION_MEMORY = 16 * 1024, /* beside the header: its lines as a list, the answer's header */
     SPARE_DESCRIPTORS = 128,       /* for everything that is no connection */
     MAX_RUNS = 64,                 /* of libmicrohttpd before other events get their turn */
@@ -86,6 +88,16 @@ static void finish(struct server *s, int result)
     uv_stop(&s->loop);
 }
 
+/* After a crowd the allocator keeps what it got, in small pieces everywhere: given back once
+ * everybody has left, so that a burst does not cost memory for ever. */
+static void give_memory_back(struct server *s)
+{
+    if (s->conns.n >= CROWD) s->crowded = true;
+    if (!s->crowded || s->conns.n > 0 || s->requests != NULL) return;
+    (void)malloc_trim(0);
+    s->crowded = false;
+}
+
 static void on_tick(uv_timer_t *t)
 {
     struct server *s = t->data;
@@ -115,6 +127,7 @@ static void on_tick(uv_timer_t *t)
         break;
     }
     connection_sweep(s, now);
+    give_memory_back(s);
 }
 
 static void on_signal(uv_signal_t *sig, int signum)

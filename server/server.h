@@ -2,7 +2,7 @@
 //
 // server.h: the HTTP side of the daemon. One thread, the loop thread, runs everything here: the
 // libuv loop drives libmicrohttpd and hands the scheduler's events to the clients that wait for
-// them. Order of life: server_open (binds the port, accepts nothing), sched_open with
+// them. Order of life: server_open (binds, accepts nothing), sched_open with
 // server_notify, server_run, sched_close, server_close.
 #ifndef OPENMOED_SERVER_H
 #define OPENMOED_SERVER_H
@@ -13,7 +13,8 @@
 
 struct server;
 
-/* Binds --host and --port and prepares the loop. opt and engine are borrowed until server_close. */
+/* Binds the port or the unix socket and prepares the loop. opt and engine are borrowed until
+ * server_close. */
 int server_open(struct server **out, const struct cfg_options *opt, struct engine *engine,
                 struct error *err) CFG_WARN_UNUSED;
 /* The scheduler's `notify`, with the server as its argument. Any thread. */

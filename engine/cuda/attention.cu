@@ -130,15 +130,24 @@ template <class Kv, int DIMS> static void start_walk(struct cuda *c, const struc
                "attention");
 }
 
+/* Warps for a row and kv head: one for each tile while that fills the device (8 times, for an even
+ * end), but at most 8 tiles for one. */
+static unsigned warps_of(const struct cuda *c, const struct attend &a)
+{
+    const int tiles = c->batch.max_tiles, rows = c->batch.n_seqs * a.kv_heads * a.units;
+    const int enough = 8 * 12 * c->sm_count / rows + 1, least = (tiles + 7) / 8;
+    const int n = enough > least ? enough : least;
+    return (unsigned)(n < tiles ? n : tiles);
+}
+
 template <class Kv, int DIMS, bool FULL>
 static void start_split(struct cuda *c, const struct attend &a)
 {
-    const struct cuda_batch *b = &c->batch;
     const size_t bytes = (DIMS / 16 * 32 + ring<Kv>::PLACES) * sizeof(uint4);
     cuda_check(c,
                launch_dependent(split_tiles<Kv, DIMS, FULL>,
-                                dim3((unsigned)b->max_tiles, (unsigned)(a.kv_heads * a.units),
-                                     (unsigned)b->n_seqs),
+                                dim3(warps_of(c, a), (unsigned)(a.kv_heads * a.units),
+                                     (unsigned)c->batch.n_seqs),
                                 dim3(32), bytes, c->stream, a),
                "attention");
 }

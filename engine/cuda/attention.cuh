@@ -5,8 +5,8 @@
 // of 64, counted from position 0. Of each tile, from scratch:
 //   m = the largest score    p = 2^((s - m) log2 e) in BF16    l = sum of p    o = sum of p v
 // and tiles are merged first to last, from M = -inf, L = 0, O = 0:
-//   M' = max(M, m)   a = 2^((M - M') log2 e)   b = 2^((m - M') log2 e)   L' = l b + L a   O' = o b
-//   + O a
+//   M' = max(M, m)    a = 2^((M - M') log2 e)    b = 2^((m - M') log2 e)
+//   L' = l b + L a    O' = o b + O a
 // with y = O / L at the end. Two kernels keep to this and so give a row the same bits: one has a
 // warp for each tile of a sequence's only row (attention_split.cuh), one a warp for 16 rows, which
 // goes through the tiles (attention_walk.cuh).

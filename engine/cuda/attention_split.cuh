@@ -1,23 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // attention_split.cuh: attention of sequences with one row in a step: decodes. A block is one warp
-// and has one tile of a kv head; what it finds goes to c->partials, and the last one of its row to
-// come merges all of them in order. The counters it finds that out by are 0 again afterwards.
+// and has every n-th tile of a kv head; what it finds goes to c->partials, and the last one of its
+// row to come merges all of it in order. The counters it finds that out by are 0 again afterwards.
+//
+// Bound by the bytes of the cache: 4.3 TB/s over 132 SMs and some 800 ns of latency want 26 KB
+// under way in each. 12 warps fit there, and each keeps 8 KB (FP8: 4 KB) under way from its
+// first tile to its last.
 #ifndef OPENMOED_CUDA_ATTENTION_SPLIT_CUH
 #define OPENMOED_CUDA_ATTENTION_SPLIT_CUH
 
 #include "engine/cuda/attention.cuh"
 
-#define NO_GROUP 0xffffffffu
 #define HEADS    8 /* query heads of a warp at most: the other half of A stays empty */
+#define DEPTH    4 /* slots of a ring; a tile has a multiple of that many */
+#define NO_GROUP 0xffffffffu
 
-/* Bound by the bytes of the cache: 4.3 TB/s over 132 SMs and some 800 ns of latency want 26 KB
- * under way in each. A warp keeps 8 KB under way, keys and then values, in a ring of slots; a slot
- * is four pieces of each lane, which reads back only what it asked for itself. BF16 goes through
- * shared memory: in registers the compiler makes the ring deeper than there are any. */
+/* A ring of slots, each four pieces of every lane, which reads back only what it asked for itself.
+ * BF16 goes through shared memory: in registers the compiler makes the ring deeper than there are
+ * any. */
 template <class Kv> struct ring;
 template <> struct ring<uint16_t> {
-    enum { DEPTH = 4, PLACES = DEPTH * 4 * 32 };
+    enum { PLACES = DEPTH * 4 * 32 };
     uint4 *places; /* [DEPTH][4][32] from the lane's first one on */
 
     DEVICE_INLINE ring(uint4 *shared) : places(shared) {}
@@ -31,7 +35,7 @@ template <> struct ring<uint16_t> {
     }
 };
 template <> struct ring<uint8_t> {
-    enum { DEPTH = 6, PLACES = 1 };
+    enum { PLACES = 0 };
     uint2 places[DEPTH][4];
 
     DEVICE_INLINE ring(uint4 *) {}
@@ -45,24 +49,28 @@ template <> struct ring<uint8_t> {
     }
 };
 
-/* The work of a warp: one tile for up to HEADS heads of a sequence's one row. */
+/* What a warp works on: a sequence's one row and up to HEADS of its heads. */
 struct part {
-    int seq, row, tile, n_tiles, first_head, n_heads;
-    int end;           /* the last position of the tile that counts */
-    uint32_t group[4]; /* of the tile */
+    int seq, row, position, first_head, n_heads;
+};
+
+/* A tile of it. */
+struct extent {
+    int end;         /* the last position that counts; below 0: there is no such tile */
+    uint32_t groups; /* lane i has group i's place */
 };
 
 /* Starts slot n of a tile's loads: first keys, by 32 positions and 32 dims, then values, by 64 dims
  * and 16 positions. What lies beyond the context or head_dim is 0. */
 template <class Kv, int DIMS, bool FULL>
-DEVICE_INLINE void load_slot(const struct attend &a, const struct part &p, int n,
+DEVICE_INLINE void load_slot(const struct attend &a, const struct extent &e, int n,
                              struct ring<Kv> *r)
 {
     constexpr int KEYS = DIMS / 16;
     const int g = (int)lane_id() / 4, t = (int)lane_id() % 4;
     const uint32_t head_dim = FULL ? DIMS : (uint32_t)a.head_dim;
 #pragma unroll
-    for (int l = 0; n < 2 * KEYS && l < 4; l++) {
+    for (int l = 0; l < 4; l++) {
         const bool key = n < KEYS;
         const int j = 4 * (n % 2) + l, group = key ? j / 2 : n % 4;
         const int chunk = key ? 32 * (n / 2) : 64 * ((n - KEYS) / 4);
@@ -70,10 +78,23 @@ DEVICE_INLINE void load_slot(const struct attend &a, const struct part &p, int n
         const int row = first_row + (key ? g : 2 * t), d = chunk + (key ? 8 * t : 8 * g);
         const Kv *from = static_cast<const Kv *>(key ? a.keys : a.values);
         from += (uint32_t)(key ? g : 2 * t) * head_dim + (uint32_t)(key ? 8 * t : 8 * g);
-        from += (size_t)p.group[group] * (16 * head_dim) + (uint32_t)first_row * head_dim +
-                (uint32_t)chunk;
-        r->load(n, l, from, 16 * group + row <= p.end && (FULL || d < a.head_dim));
+        from += (size_t)shfl_idx(e.groups, (unsigned)group) * (16 * head_dim) +
+                (uint32_t)first_row * head_dim + (uint32_t)chunk;
+        r->load(n, l, from, 16 * group + row <= e.end && (FULL || d < a.head_dim));
     }
+}
+
+/* Slot n of a tile has been used: its place gets what comes DEPTH slots later, of this tile or of
+ * the next one. Ends a group of copies, an empty one too, so that they can be counted. */
+template <class Kv, int DIMS, bool FULL>
+DEVICE_INLINE void load_later(const struct attend &a, const struct extent &now,
+                              const struct extent &next, int n, struct ring<Kv> *r)
+{
+    constexpr int SLOTS = DIMS / 8;
+    if (n + DEPTH < SLOTS)
+        load_slot<Kv, DIMS, FULL>(a, now, n + DEPTH, r);
+    else if (next.end >= 0)
+        load_slot<Kv, DIMS, FULL>(a, next, n + DEPTH - SLOTS, r);
     cp_async_commit();
 }
 
@@ -83,17 +104,17 @@ DEVICE_INLINE uint32_t partial_of(const struct attend &a, const struct part &p, 
 }
 
 /* 64 dims of o, of row g: to y when the tile is the only one. */
-DEVICE_INLINE void store_part(const struct attend &a, const struct part &p, int h,
+DEVICE_INLINE void store_part(const struct attend &a, const struct part &p, int tile, int h,
                               const float o[8][4], float l)
 {
     const int g = (int)lane_id() / 4, dim = 64 * h + 16 * ((int)lane_id() % 4);
     if (g >= p.n_heads) return;
-    if (p.n_tiles == 1) {
+    if (p.position < CUDA_TILE) {
         store_row(answer(a, p.row, p.first_head + g), h, a.head_dim, o, 0, l);
         return;
     }
     float *out =
-        a.outs + dim + (size_t)partial_of(a, p, p.first_head + g, p.tile) * (uint32_t)a.head_dim;
+        a.outs + dim + (size_t)partial_of(a, p, p.first_head + g, tile) * (uint32_t)a.head_dim;
 #pragma unroll
     for (int e = 0; e < 2; e++) {
         if (dim + 8 * e >= a.head_dim) break;
@@ -103,26 +124,16 @@ DEVICE_INLINE void store_part(const struct attend &a, const struct part &p, int 
     }
 }
 
+/* The first DEPTH slots of `now` are under way; those of the tile after it will be. */
 template <class Kv, int DIMS, bool FULL>
-DEVICE_INLINE void split_tile(const struct attend &a, const struct part &p)
+DEVICE_INLINE void split_tile(const struct attend &a, const struct part &p, int tile,
+                              const struct extent &now, const struct extent &next,
+                              const uint4 *queries, struct ring<Kv> *r)
 {
-    constexpr int KEYS = DIMS / 16, DEPTH = ring<Kv>::DEPTH;
-    const int g = (int)lane_id() / 4, t = (int)lane_id() % 4;
-    uint4 *queries = dynamic_shared<uint4>() + lane_id(); /* [DIMS / 16][32], then the ring */
-    struct ring<Kv> r(queries + DIMS / 16 * 32);
+    constexpr int KEYS = DIMS / 16;
+    const int g = (int)lane_id() / 4;
     uint32_t weights[8];
     float s[8][4] = {}, m, l;
-
-#pragma unroll
-    for (int n = 0; n < DIMS / 16; n++) {
-        const int d = 32 * (n / 2) + 8 * t + 4 * (n % 2);
-        cp_async_16_or_zero(queries + n * 32,
-                            static_cast<const float *>(a.q) + place_of(a, p.row, p.first_head + g) +
-                                d,
-                            g < p.n_heads && d < a.head_dim);
-    }
-#pragma unroll
-    for (int n = 0; n < DEPTH; n++) load_slot<Kv, DIMS, FULL>(a, p, n, &r);
 #pragma unroll
     for (int n = 0; n < KEYS; n++) {
         uint32_t q[2][4];
@@ -132,12 +143,12 @@ DEVICE_INLINE void split_tile(const struct attend &a, const struct part &p)
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             uint32_t k[4];
-            r.get(n, i, k);
+            r->get(n, i, k);
             add_scores(s[4 * (n % 2) + i], q, k);
         }
-        load_slot<Kv, DIMS, FULL>(a, p, n + DEPTH, &r);
+        load_later<Kv, DIMS, FULL>(a, now, next, n, r);
     }
-    tile_softmax(s, 0, p.end, weights, &m, &l);
+    tile_softmax(s, 0, now.end, weights, &m, &l);
 #pragma unroll
     for (int h = 0; h < DIMS / 64; h++) {
         float o[8][4] = {};
@@ -147,24 +158,24 @@ DEVICE_INLINE void split_tile(const struct attend &a, const struct part &p)
             const uint32_t w[4] = {weights[2 * i], 0, weights[2 * i + 1], 0};
             uint32_t v[4][4];
             cp_async_wait<DEPTH - 1>();
-            for (int e = 0; e < 4; e++) r.get(n, e, v[e]);
+            for (int e = 0; e < 4; e++) r->get(n, e, v[e]);
             add_values(o, w, v);
-            load_slot<Kv, DIMS, FULL>(a, p, n + DEPTH, &r);
+            load_later<Kv, DIMS, FULL>(a, now, next, n, r);
         }
-        store_part(a, p, h, o, l);
+        store_part(a, p, tile, h, o, l);
     }
-    if (t == 0 && g < p.n_heads && p.n_tiles > 1)
-        a.sums[partial_of(a, p, p.first_head + g, p.tile)] = make_float2(m, l);
+    if (lane_id() % 4 == 0 && g < p.n_heads && p.position >= CUDA_TILE)
+        a.sums[partial_of(a, p, p.first_head + g, tile)] = make_float2(m, l);
 }
 
-/* Whether the warp is the last one of its heads to come here. */
-DEVICE_INLINE bool arrive(uint32_t *arrived, int n_tiles)
+/* Whether the warp is the last of `n` to come here. */
+DEVICE_INLINE bool arrive(uint32_t *arrived, int n)
 {
     uint32_t before = 0;
     __threadfence();
     __syncwarp();
     if (lane_id() == 0) before = atomicAdd(arrived, 1u);
-    if (shfl_idx(before, 0) != (uint32_t)n_tiles - 1) return false;
+    if (shfl_idx(before, 0) != (uint32_t)n - 1) return false;
     __threadfence();
     if (lane_id() == 0) *arrived = 0;
     return true;
@@ -180,7 +191,7 @@ DEVICE_INLINE void merge_parts(const struct attend &a, const struct part &p, int
     float M = -INFINITY, L = 0;
     float4 O = {};
 #pragma unroll 8
-    for (int tile = 0; tile < p.n_tiles; tile++) {
+    for (int tile = 0; tile <= p.position / CUDA_TILE; tile++) {
         const float2 sums = a.sums[first + (uint32_t)tile];
         const float4 o = *reinterpret_cast<const float4 *>(outs + tile * a.head_dim);
         const float2 f = merge(&M, &L, sums.x, sums.y);
@@ -196,38 +207,61 @@ DEVICE_INLINE void merge_parts(const struct attend &a, const struct part &p, int
                        bf16_pack(quotient(O.z, i), quotient(O.w, i)));
 }
 
-template <class Kv, int DIMS, bool FULL>
-__global__ void __launch_bounds__(32, FULL ? 16 : 8) split_tiles(struct attend a)
+/* [DIMS / 16][32 lanes]: a lane's share of A for each product. */
+template <int DIMS>
+DEVICE_INLINE void stage_queries(const struct attend &a, const struct part &p, uint4 *queries)
 {
+    const int g = (int)lane_id() / 4, t = (int)lane_id() % 4;
+    const float *q = static_cast<const float *>(a.q) + place_of(a, p.row, p.first_head + g);
+#pragma unroll
+    for (int n = 0; n < DIMS / 16; n++) {
+        const int d = 32 * (n / 2) + 8 * t + 4 * (n % 2);
+        cp_async_16_or_zero(queries + n * 32, q + d, g < p.n_heads && d < a.head_dim);
+    }
+    cp_async_commit();
+}
 
+template <class Kv, int DIMS, bool FULL>
+__global__ void __launch_bounds__(32, FULL ? 12 : 8) split_tiles(struct attend a)
+{
     grid_wait();
     grid_launch_dependents();
-    const int seq = (int)blockIdx.z, tile = (int)blockIdx.x;
-    const int kv_head = (int)(blockIdx.y / (unsigned)a.units);
+    const int kv_head = (int)(blockIdx.y / (unsigned)a.units), lane_group = (int)lane_id() % 4;
     const int unit = (int)(blockIdx.y % (unsigned)a.units);
+    struct part p;
+    p.seq = (int)blockIdx.z;
     /* Groups and position are fetched together: the question below, which is always answered no,
      * keeps the compiler from fetching one after it has looked at the other. */
-    const uint32_t groups = group_of(a, seq, kv_head, tile, (int)lane_id() % 4);
-    int row = seq;
+    const uint32_t groups = group_of(a, p.seq, kv_head, (int)blockIdx.x, lane_group);
+    p.row = p.seq;
     if (!a.row_each) {
-        row = a.first_row[seq];
-        if (a.first_row[seq + 1] - row != 1) return;
+        p.row = a.first_row[p.seq];
+        if (a.first_row[p.seq + 1] - p.row != 1) return;
     }
-    const int position = a.positions[row];
-    if (tile * CUDA_TILE > position || groups == NO_GROUP) return; /* padding too */
-
-    struct part p = {};
-    p.seq = seq;
-    p.row = row;
-    p.tile = tile;
-    p.n_tiles = position / CUDA_TILE + 1;
-    p.end = min(position - tile * CUDA_TILE, CUDA_TILE - 1);
-    for (unsigned i = 0; i < 4; i++) p.group[i] = shfl_idx(groups, i);
+    p.position = a.positions[p.row];
+    if ((int)blockIdx.x * CUDA_TILE > p.position || groups == NO_GROUP) return; /* padding too */
     p.first_head = kv_head * a.group + unit * HEADS;
     p.n_heads = min(HEADS, a.group - unit * HEADS);
-    split_tile<Kv, DIMS, FULL>(a, p);
-    if (p.n_tiles == 1 ||
-        !arrive(a.arrived + (size_t)seq * (size_t)a.heads + blockIdx.y, p.n_tiles))
+
+    uint4 *shared = dynamic_shared<uint4>() + lane_id();
+    struct ring<Kv> r(shared + DIMS / 16 * 32);
+    struct extent now = {min(p.position - (int)blockIdx.x * CUDA_TILE, CUDA_TILE - 1), groups};
+    stage_queries<DIMS>(a, p, shared);
+#pragma unroll
+    for (int n = 0; n < DEPTH; n++) {
+        load_slot<Kv, DIMS, FULL>(a, now, n, &r);
+        cp_async_commit();
+    }
+    for (int tile = (int)blockIdx.x; now.end >= 0; tile += (int)gridDim.x) {
+        const int after = tile + (int)gridDim.x;
+        const struct extent next = {min(p.position - after * CUDA_TILE, CUDA_TILE - 1),
+                                    group_of(a, p.seq, kv_head, after, lane_group)};
+        split_tile<Kv, DIMS, FULL>(a, p, tile, now, next, shared, &r);
+        now = next;
+    }
+    const int n_tiles = p.position / CUDA_TILE + 1;
+    if (n_tiles == 1 ||
+        !arrive(a.arrived + p.seq * a.heads + (int)blockIdx.y, min(n_tiles, (int)gridDim.x)))
         return;
     for (int h = 0; h < p.n_heads; h++) merge_parts(a, p, p.first_head + h);
 }

@@ -6,6 +6,7 @@
 // thread; the device is chosen anew in each call that may be a thread's first.
 #include "engine/cuda/cuda.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -227,6 +228,7 @@ static int open_device(struct cuda *c, struct cudaDeviceProp *p, struct error *e
                         "GPU %d (%s) is too old: compute capability %d.%d, and 8.0 is needed",
                         c->opt.gpu, p->name, p->major, p->minor);
     c->sm_count = p->multiProcessorCount;
+    snprintf(c->name, sizeof c->name, "cuda (%s)", p->name);
     return CFG_OK;
 }
 
@@ -295,7 +297,7 @@ static int head_rows(const struct backend_options *o)
 static void fill_table(struct cuda *c)
 {
     struct ops *o = &c->ops;
-    o->name = "cuda";
+    o->name = c->name;
     o->bf16 = c->opt.bf16;
     o->head_rows = head_rows(&c->opt);
     o->async = true;

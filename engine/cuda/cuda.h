@@ -13,7 +13,7 @@
 //   products   in the order of k in steps of 16 (one mma each) inside a slice; slices, whose number
 //              depends on the weight's shape alone, are added first to last;
 //   attention  in tiles of 64 positions: each tile's maximum, sum and weighted values from scratch,
-//              tiles merged first to last (attention.cu has the formulas), for any number of
+//              tiles merged first to last (attention.cuh has the formulas), for any number of
 //              queries;
 //   norms, softmaxes and the sampler's sums: one block a row, a fixed tree.
 // Every kernel of one operation follows the same rule, so prefill, decode and recomputation agree.
@@ -133,6 +133,7 @@ struct cuda {
     cudaError_t failed; /* the first error since the last sync */
     const char *failed_at;
     int sm_count;
+    char name[280]; /* ops.name: "cuda" and the device's */
 
     struct cuda_memory *memory; /* everything allocated, freed at close */
     struct cuda_staging *staging;

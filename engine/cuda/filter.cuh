@@ -176,8 +176,7 @@ __device__ static uint64_t narrow(struct bins &b, const struct row &r, uint64_t 
     for (;;) {
         const uint32_t n = b.counts[b.found];
         q.have = b.before;
-        if (n == 1 || in.first == in.last || (!q.by_weight && (double)(q.have + n) == q.want))
-            return in.last;
+        if (n == 1 || (!q.by_weight && (double)(q.have + n) == q.want)) return in.last;
         int shift = 0;
         while ((in.last - in.first) >> shift >= BINS) shift++;
         count(b, r, q, in, shift);

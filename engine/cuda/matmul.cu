@@ -1,17 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// matmul.cu: the operations that multiply by weights: which kernel of gemm.cuh runs them, in which
-// tiles; FP32 mode; and what stands around the experts (where their weights lie, the sum of a row's
-// picks). A row's bits do not depend on any choice made here. Engine thread only.
-#include "engine/cuda/gemm.cuh"
+// matmul.cu: the operations that multiply by weights: which kernel of gemm_*.cuh runs them, in
+// which tiles; FP32 mode; and what stands around the experts (where their weights lie, the sum of a
+// row's picks). A row's bits do not depend on any choice made here. Engine thread only.
+#include "engine/cuda/gemm_stream.cuh"
+#include "engine/cuda/gemm_tiles.cuh"
 
 #include <math.h>
 
 /* Narrow and deep matrices (o, down) have too few strips of 16 outputs to keep every SM's memory
- * requests coming: four warps share a strip. Wider ones, and shallow ones, gain nothing by it. */
+ * requests coming: four warps share a strip. Others gain nothing by it, and a sum in slices costs
+ * prefill time (matrices of q, k and v have 2048 inputs where it matters). */
 int gemm_slices(int n_out, int k)
 {
-    return n_out <= 4096 && k >= 3072 ? GEMM_WARPS : 1;
+    return n_out <= 4096 && k >= (n_out <= 1024 ? 2048 : 3072) ? GEMM_WARPS : 1;
 }
 
 enum { STREAM_ROWS = 8 };

@@ -103,8 +103,8 @@ static __device__ void keep_by_choice(const struct route &a, struct marks<WARPS>
 }
 
 /* Each sequence spends its own budget, row by row, first choice before second; a row picks an
- * expert once, so choices of one row never compete. What a tile's rows spend is in memory before
- * the next tile. */
+ * expert once, so choices of one row never compete. What a tile's rows spend is in memory when
+ * the next tile's marks are. */
 template <int WARPS>
 static __device__ void keep_by_budget(const struct route &a, struct marks<WARPS> &m, int *counts)
 {
@@ -134,7 +134,6 @@ static __device__ void keep_by_budget(const struct route &a, struct marks<WARPS>
             if (rank_of(m, e[k], at) == rank_of(m, e[k], from)) /* the first one writes */
                 spent[e[k]] = (uint16_t)(spent[e[k]] + min(all, room[k]));
         }
-        __syncthreads();
     }
 }
 

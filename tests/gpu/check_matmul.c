@@ -146,11 +146,10 @@ static void slices_agree(void **state)
 
 /* A row of NaN, and what lies in memory behind a row whose inputs are no whole chunks, are nobody
  * else's business. */
-static void rows_keep_to_themselves(void **state)
+static void check_neighbours(int k)
 {
-    (void)state;
     static const int rows[] = {2, 9, 70};
-    const int k = 104, n_out = 40;
+    const int n_out = 40;
     const struct backend_options opt = options_of(true);
     struct side gpu = open_gpu(&opt);
     float *w = random_numbers((size_t)(n_out * k), 1, false);
@@ -160,20 +159,26 @@ static void rows_keep_to_themselves(void **state)
     multiply(&gpu, on_gpu, put_feed(&gpu, x, (size_t)(70 * k)), 70, n_out, want);
     for (int i = 0; i < k; i++) x[k + i] = NAN;
     for (int i = 0; i < 3; i++) {
-        const size_t n = (size_t)(rows[i] * k);
+        const size_t n = (size_t)(rows[i] * k), others = (size_t)(2 * n_out);
         float *behind = numbers(n + 64);
         memcpy(behind, x, n * sizeof *behind);
-        for (int j = 0; j < 64; j++) behind[n + (size_t)j] = NAN;
+        for (size_t j = n; j < n + 64; j++) behind[j] = NAN;
         multiply(&gpu, on_gpu, put_feed(&gpu, behind, n + 64), rows[i], n_out, got);
         assert_same_bits(got, want, (size_t)n_out, "the row ahead of NaN");
         for (int o = 0; o < n_out; o++) assert_true(isnan(got[n_out + o]));
-        const size_t others = (size_t)(2 * n_out);
         assert_same_bits(got + others, want + others, (size_t)(rows[i] * n_out) - others,
                          "rows behind NaN");
         free(behind);
     }
     free(w), free(x), free(want), free(got);
     close_side(&gpu);
+}
+
+static void rows_keep_to_themselves(void **state)
+{
+    (void)state;
+    check_neighbours(104);
+    check_neighbours(424);
 }
 
 /* ---- networks -------------------------------------------------------------------------------- */

@@ -287,14 +287,14 @@ static void picks_reach_their_experts(void **state)
 {
     (void)state;
     static const int rows[] = {1, 9, 128, 150, 1100};
-    const struct shape s = {32, 6, 2};
+    const struct shape s = {32, 70, 2};
     enum { INNER = 32 };
     struct backend_options opt = options_of(s, false);
     opt.inner = INNER;
     float *router = random_numbers((size_t)(s.experts * s.hidden), 0.3f, false);
     struct layer sides[2] = {open_layer(open_gpu(&opt), s, router),
                              open_layer(open_reference(&opt), s, router)};
-    struct weight *w[2][3][6];
+    struct weight *w[2][3][70];
     for (int e = 0; e < s.experts; e++)
         for (int m = 0; m < 3; m++) { /* gate, up, down: [inputs, outputs] */
             const int in = m < 2 ? s.hidden : INNER, out = m == 0   ? 2 * INNER

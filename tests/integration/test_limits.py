@@ -155,6 +155,17 @@ def test_per_address(start):
     close(held + others)
 
 
+def test_refused_connections_take_no_places(start):
+    """One address that holds far more than its share, without a word."""
+    daemon = start("--max-connections", "20", "--max-connections-per-address", "5", "--header-timeout", "600")
+    held = hold(daemon, 5, "127.0.0.2")
+    silent = [connect(daemon, "127.0.0.2") for _ in range(REFUSALS + 50)]
+    wait_for(held[0], 5 + REFUSALS)
+    others = hold(daemon, 5, "127.0.0.3", others=5 + REFUSALS)
+    assert all(ask(s)[0] == 200 for s in held)
+    close(held + silent + others)
+
+
 def test_the_limit_of_open_files_bounds_connections(start, tmp_path, monkeypatch):
     script = tmp_path / "openmoed"
     script.write_text(f'#!/bin/sh\nulimit -n 300\nexec "{conftest.BINARY}" "$@"\n')

@@ -193,6 +193,10 @@ int load_chat_init(struct load_chat *c, const struct load_options *opt,
               !curl_easy_setopt(e, CURLOPT_WRITEDATA, c) &&
               !curl_easy_setopt(e, CURLOPT_CONNECTTIMEOUT_MS, (long)(connect * 1000)) &&
               !curl_easy_setopt(e, CURLOPT_TIMEOUT_MS, (long)(opt->timeout * 1000));
+    if (ok && opt->cacert) ok = !curl_easy_setopt(e, CURLOPT_CAINFO, opt->cacert);
+    if (ok && opt->insecure)
+        ok = !curl_easy_setopt(e, CURLOPT_SSL_VERIFYPEER, 0L) &&
+             !curl_easy_setopt(e, CURLOPT_SSL_VERIFYHOST, 0L);
     return ok ? CFG_OK : cfg_fail(err, CFG_ENOMEM, "libcurl could not set up a transfer");
 }
 

@@ -92,7 +92,7 @@ struct load_goals {
 };
 
 struct load_options {
-    const char *url, *model, *api_key, *file, *csv, *json;
+    const char *url, *model, *api_key, *cacert, *file, *csv, *json;
     int chats;      /* at once */
     double rate;    /* chats a second; 0 = closed loop */
     long total;     /* chats; 0 = no limit */
@@ -100,7 +100,7 @@ struct load_options {
     int turns;      /* 0 = not given: 1, or with a file all it has */
     double ramp;    /* seconds over which a closed loop starts */
     struct load_dist think_ms, prompt_words, max_tokens;
-    bool ignore_eos, no_stream, quiet;
+    bool ignore_eos, no_stream, quiet, insecure;
     double temperature; /* negative = not sent */
     double timeout;     /* seconds for one request */
     double cancel_share;

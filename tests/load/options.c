@@ -28,6 +28,9 @@ static const struct option table[] = {
      AT(url), 0, 0},
     {"model", "NAME", "Model to ask for. Required.", TEXT, AT(model), 0, 0},
     {"api-key", "KEY", "Sent as a bearer token.", TEXT, AT(api_key), 0, 0},
+    {"cacert", "FILE", "Trust the certificates in this file (PEM) and no others.", TEXT, AT(cacert),
+     0, 0},
+    {"insecure", NULL, "Take any certificate.", FLAG, AT(insecure), 0, 0},
     {"chats", "N", "Chats at once (default 1). With --rate: the most, default 1000.", COUNT,
      AT(chats), 1, 100000},
     {"rate", "R", "Chats arrive at random (Poisson), R a second, whatever runs.", NUMBER, AT(rate),
@@ -187,6 +190,8 @@ static int complete(struct load_options *opt, struct error *err)
     if (strncmp(opt->url, "http://", 7) != 0 && strncmp(opt->url, "https://", 8) != 0)
         return cfg_fail(err, CFG_EINVAL, "--url: '%s' begins with neither http:// nor https://",
                         opt->url);
+    if (opt->cacert && opt->insecure)
+        return cfg_fail(err, CFG_EINVAL, "--insecure: not beside --cacert");
     if (opt->rate > 0 && opt->ramp > 0)
         return cfg_fail(err, CFG_EINVAL, "--ramp: only without --rate");
     const struct load_goals *g = &opt->goals;

@@ -469,6 +469,12 @@ static void test_options(void **state)
     assert_true(opt.max_tokens.kind == LOAD_UNIFORM && opt.max_tokens.b == 9);
     assert_true(opt.goals.ttft == 0.5 && opt.goals.tpot == 0.05 && opt.goals.e2e == 0);
     assert_true(opt.ignore_eos && opt.seed == UINT64_MAX && opt.cancel_share == 0.25);
+    assert_true(!opt.insecure && !opt.cacert);
+
+    assert_int_equal(parse(&opt, "--cacert ca.pem", &err), CFG_PARSE_RUN);
+    assert_string_equal(opt.cacert, "ca.pem");
+    assert_int_equal(parse(&opt, "--insecure", &err), CFG_PARSE_RUN);
+    assert_true(opt.insecure);
 
     assert_int_equal(parse(&opt, "--rate 2.5", &err), CFG_PARSE_RUN);
     assert_int_equal(opt.total, 100);
@@ -499,6 +505,8 @@ static void test_options_refused(void **state)
         {"--seed 1x", "--seed"},
         {"--csv=", "--csv"},
         {"--rate 1 --ramp 3", "--ramp"},
+        {"--cacert=", "--cacert"},
+        {"--cacert ca.pem --insecure", "--insecure"},
         {"--url ftp://h", "--url"},
         {"--speed 3", "--speed"},
         {"-c 3", "-c"},

@@ -44,6 +44,12 @@ static struct limits_peer *add(struct limits *l, const char *text, int port)
     return limits_add(l, &a.any);
 }
 
+static int count(struct limits *l, const char *text)
+{
+    const union address a = at(text, 1);
+    return limits_count(l, &a.any);
+}
+
 static size_t entries(const struct limits *l)
 {
     size_t n = 0;
@@ -68,6 +74,9 @@ static void connections_of_one_address_are_counted(void **state)
     limits_remove(&l, p);
     assert_int_equal(p->connections, 1);
     assert_int_equal(entries(&l), 2);
+    assert_int_equal(count(&l, "::ffff:192.0.2.1"), 1);
+    assert_int_equal(count(&l, "192.0.2.3"), 0);
+    assert_int_equal(entries(&l), 2); /* asking makes no entry */
     limits_remove(&l, p);
     limits_remove(&l, q);
     limits_remove(&l, NULL);
@@ -112,6 +121,7 @@ static void other_families_are_not_counted(void **state)
     static struct limits l;
     const union address a = {.un = {.sun_family = AF_UNIX}};
     assert_null(limits_add(&l, &a.any));
+    assert_int_equal(limits_count(&l, &a.any), 0);
     assert_int_equal(entries(&l), 0);
 }
 

@@ -7,10 +7,8 @@
 // threads are left, some wait for others that never come: that is the error most worth finding, so
 // it is told in full. State is one block's, static: emu_run_kernel is called under the runtime's
 // lock.
-#include <link.h>
 #include <stdarg.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include <vector>
@@ -19,14 +17,13 @@
 #include "fiber.h"
 
 #ifdef __SANITIZE_ADDRESS__
-#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
 #endif
 
 uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
 
 enum { MAX_THREADS = 1024, WARP = 32, MAX_WARPS = MAX_THREADS / WARP, BARRIERS = 16 };
-enum { DYNAMIC_SHARED = 227 * 1024 };
 
 struct copy {
     void *to;
@@ -53,7 +50,6 @@ struct warp {
 
 struct barrier {
     unsigned arrived, expected;
-    const char *name;
     emu_site at;
     unsigned first; /* thread that arrived first */
     unsigned turn;
@@ -92,13 +88,6 @@ static struct {
     char begun, ended;             /* for emu_release */
 } b;
 
-alignas(128) static unsigned char dynamic_shared_memory[DYNAMIC_SHARED];
-#ifndef __SANITIZE_ADDRESS__
-/* The __shared__ arrays: this module's thread-local memory, in the thread that runs the kernel. */
-static unsigned char *arrays;
-static size_t arrays_size;
-#endif
-
 /* ---- reports -------------------------------------------------------------------------------- */
 
 static void name_kernel(char *to, size_t size)
@@ -123,6 +112,15 @@ static void say_where(void)
             b.kernel->at.line, blockIdx.x, blockIdx.y, blockIdx.z);
 }
 
+/* Back to the caller of run_block, for good. */
+[[noreturn]] static void give_up(void)
+{
+    for (;;) {
+        emu_release(&b.ended);
+        emu_fiber_switch(nullptr);
+    }
+}
+
 void emu_fail(emu_site at, const char *format, ...)
 {
     char text[500];
@@ -133,10 +131,18 @@ void emu_fail(emu_site at, const char *format, ...)
     say_where();
     emu_say(", thread %u, at %s:%d: %s\n", b.running, at.file, at.line, text);
     b.failed = true;
-    emu_release(&b.ended);
-    emu_fiber_switch(nullptr);
-    __builtin_unreachable();
+    give_up();
 }
+
+#ifdef __SANITIZE_ADDRESS__
+/* Under the report of ASan or UBSan: where in the grid it was. */
+static void say_dying(void)
+{
+    if (!emu_fiber_running()) return;
+    say_where();
+    emu_say(", thread %u: the end\n", b.running);
+}
+#endif
 
 static void say_stuck(void)
 {
@@ -262,7 +268,6 @@ static void wait(const char *name, emu_site at)
     const unsigned me = b.running;
     b.threads[me].waits = name;
     b.threads[me].at = at;
-    emu_release(&b.ended); /* in case it is never let go on */
     const int next = pick();
     if (next < 0) { /* nobody can: the main context tells why */
         emu_fiber_switch(nullptr);
@@ -270,6 +275,7 @@ static void wait(const char *name, emu_site at)
         be(static_cast<unsigned>(next));
         emu_fiber_switch(fiber_of(static_cast<unsigned>(next)));
     }
+    if (b.failed) give_up();
     b.threads[me].waits = nullptr;
 }
 
@@ -357,28 +363,7 @@ void emu_warp_barrier(const char *name, emu_site at)
     emu_acquire(order);
 }
 
-/* ---- shared memory -------------------------------------------------------------------------- */
-
-void *emu_dynamic_shared(void)
-{
-    return dynamic_shared_memory;
-}
-
-void emu_check_shared(const void *p, const char *what, emu_site at)
-{
-    emu_aligned(p, 16, what, at);
-    const unsigned char *c = static_cast<const unsigned char *>(p);
-    if (c >= dynamic_shared_memory && c + 16 <= dynamic_shared_memory + b.kernel->shared) return;
-#ifndef __SANITIZE_ADDRESS__ /* else it could be an array; the access tells */
-    if (c < arrays || c + 16 > arrays + arrays_size)
-        emu_fail(at, "%s: the address is not in the block's shared memory", what);
-#endif
-}
-
-void emu_aligned(const void *p, size_t to, const char *what, emu_site at)
-{
-    if (reinterpret_cast<uintptr_t>(p) % to) emu_fail(at, "%s: %p is misaligned", what, p);
-}
+/* ---- asynchronous copies -------------------------------------------------------------------- */
 
 /* The copy happens as late as it may; before, what it goes to is NaN. */
 void emu_cp_async(void *shared, const void *global, emu_site at)
@@ -407,45 +392,6 @@ void emu_cp_async_wait(unsigned leave)
     for (size_t &g : t->groups) g -= end;
 }
 
-#ifdef __SANITIZE_ADDRESS__
-static void find_arrays(void) {}
-static void poison_shared(size_t bytes)
-{
-    __asan_unpoison_memory_region(dynamic_shared_memory, DYNAMIC_SHARED);
-    memset(dynamic_shared_memory, 0xff, bytes);
-    __asan_poison_memory_region(dynamic_shared_memory + bytes, DYNAMIC_SHARED - bytes);
-}
-#else
-static int if_this_module(struct dl_phdr_info *info, size_t, void *)
-{
-    const ElfW(Addr) here = reinterpret_cast<ElfW(Addr)>(&b) - info->dlpi_addr;
-    bool found = false;
-    for (int i = 0; i < info->dlpi_phnum; i++) {
-        const ElfW(Phdr) *h = &info->dlpi_phdr[i];
-        if (h->p_type == PT_LOAD && here - h->p_vaddr < h->p_memsz) found = true;
-    }
-    for (int i = 0; found && i < info->dlpi_phnum; i++) {
-        const ElfW(Phdr) *h = &info->dlpi_phdr[i];
-        if (h->p_type != PT_TLS) continue;
-        arrays = static_cast<unsigned char *>(info->dlpi_tls_data);
-        arrays_size = h->p_memsz;
-        if (h->p_filesz) abort(); /* a thread-local variable that starts with a value: not ours */
-    }
-    return found;
-}
-static void find_arrays(void)
-{
-    static __thread volatile char first;
-    (void)first; /* the memory is there from the first access */
-    dl_iterate_phdr(if_this_module, nullptr);
-}
-static void poison_shared(size_t bytes)
-{
-    memset(dynamic_shared_memory, 0xff, bytes);
-    memset(arrays, 0xff, arrays_size);
-}
-#endif
-
 /* ---- blocks --------------------------------------------------------------------------------- */
 
 static int run_block(void)
@@ -469,7 +415,7 @@ static int run_block(void)
         allow(w, b.warps[w].exists);
     }
     memset(b.barriers, 0, sizeof(b.barriers));
-    poison_shared(b.kernel->shared);
+    emu_shared_fill(b.kernel->shared);
     emu_release(&b.begun);
     be(static_cast<unsigned>(pick()));
     emu_fiber_switch(fiber_of(b.running));
@@ -483,21 +429,27 @@ static int run_block(void)
     return b.failed ? -1 : 0;
 }
 
-/* After a failure fibers hang in the middle of threads. */
+/* After a failure fibers hang in the middle of threads: each gives up before it is freed. */
 static void drop_fibers(void)
 {
+    for (unsigned i = 0; i < b.n_threads; i++)
+        if (b.threads[i].fiber) emu_fiber_switch(b.threads[i].fiber);
+    emu_acquire(&b.ended);
     for (unsigned i = 0; i < b.n_threads; i++)
         if (b.threads[i].fiber) emu_fiber_free(b.threads[i].fiber);
 }
 
 int emu_run_kernel(const struct emu_kernel *k)
 {
+#ifdef __SANITIZE_ADDRESS__
+    __sanitizer_set_death_callback(say_dying);
+#endif
     b.idle.list.reserve(MAX_THREADS); /* here, not in a fiber, for TSan */
     b.used.list.reserve(MAX_THREADS);
     b.kernel = k;
     b.failed = false;
     b.n_threads = k->block.x;
-    find_arrays();
+    emu_shared_find();
     blockDim = k->block;
     gridDim = k->grid;
     threadIdx = {0, 0, 0};

@@ -105,6 +105,10 @@ struct emu_kernel {
 /* Runs all of it; 0, or -1 with a report. One call at a time. */
 int emu_run_kernel(const struct emu_kernel *k);
 
+/* shared.cc: where the calling thread's shared memory is; new for a block, with `bytes` dynamic. */
+void emu_shared_find(void);
+void emu_shared_fill(size_t bytes);
+
 /* report.cc */
 uint64_t emu_random(void);
 /* Adds to the report; a line is printed when its '\n' comes. */
