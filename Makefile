@@ -206,11 +206,12 @@ run:
 	build/openmoed --model deploy/demo-model $(ARGS)
 
 # Every suite: unit, golden and integration; the unit suites again under ASan+UBSan and TSan; each
-# fuzz target for FUZZ_SECONDS; and part of the integration tests against the ASan daemon.
+# fuzz target for FUZZ_SECONDS; and part of the integration tests against the ASan daemon. The CUDA
+# backend has its own: check-emu, on an emulated device.
 # `make VARIANT=asan check-integration` runs them all (likewise tsan); that takes several times as long.
 test:
 	@deploy/packages.sh build test
-	@$(MAKE) --no-print-directory -j$(JOBS) all units
+	@$(MAKE) --no-print-directory -j$(JOBS) cpu units
 	@$(MAKE) --no-print-directory check-units
 	@$(MAKE) --no-print-directory asan tsan fuzz
 	@$(MAKE) --no-print-directory check-integration
@@ -227,14 +228,14 @@ check-units: units
 	@tests/run-units.sh $(BUILD)
 
 asan tsan:
-	@$(MAKE) --no-print-directory -j$(JOBS) VARIANT=$@ all units
+	@$(MAKE) --no-print-directory -j$(JOBS) VARIANT=$@ cpu units
 	@tests/run-units.sh build/$@
 
 fuzz:
 	@$(MAKE) --no-print-directory -j$(JOBS) VARIANT=fuzz fuzzers
 	@tests/run-fuzz.sh build/fuzz/fuzz $(FUZZ_SECONDS)
 
-check-integration: all build/venv/done
+check-integration: cpu build/venv/done
 	TEST_BINARY=$(CURDIR)/$(BUILD)/openmoed build/venv/bin/python -m pytest -q -p no:cacheprovider $(TESTS)
 
 build/venv/done: tests/integration/requirements.txt
@@ -252,7 +253,8 @@ bench:
 	build/bench/bench_sched 2000
 	build/bench/bench_kvcache
 
-C_FILES := $(wildcard $(addsuffix /*.[ch],$(FOLDERS) tests/unit tests/bench tests/fuzz tests/load) engine/cpu/*.inc)
+C_FILES := $(wildcard $(addsuffix /*.[ch],$(FOLDERS) tests/unit tests/bench tests/fuzz tests/load) engine/cpu/*.inc \
+             engine/cuda/*.[ch]* tests/gpu/*.[ch]* tests/gpu/emu/*.[ch]*)
 
 lint:
 	@deploy/packages.sh build lint

@@ -161,7 +161,7 @@ struct cuda {
     float *
         expert_out; /* [max_rows * topk, hidden] outputs of experts, grouped; scratch of products */
     struct gemm_table *gemm_tables; /* matmul.cu: where each layer's experts lie */
-    float *partials;   /* attention of decodes (attention.cu) */
+    float *partials;                /* attention of decodes (attention.cu) */
     uint16_t *spent; /* [n_seqs, moe_layers, experts] budgets of this step, or NULL */
 
     void *sampling;                /* scratch of sample.cu: cuda_sample_bytes */

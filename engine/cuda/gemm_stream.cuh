@@ -12,7 +12,7 @@
 enum { GEMM_WARPS = 4 }; /* of a block: each has its own unit, or its own slice of the same one */
 
 /* Chunks that a warp fetches ahead. */
-template <class W, int S> constexpr int gemm_ahead()
+template <class W, int S> __host__ __device__ constexpr int gemm_ahead()
 {
     return W::PIECES == 2 ? (S == 3 ? 4 : 10) : (S == 3 ? 6 : 15);
 }
@@ -39,7 +39,7 @@ template <class W, int S, class F>
 DEVICE_INLINE void gemm_stream_sums(const char *const (&from)[S], int n, bool wait, F find_row,
                                     float (&acc)[S][4])
 {
-    constexpr int AHEAD = gemm_ahead<W, S>();
+    constexpr int AHEAD = gemm_ahead<W, S>;
     uint4 a[AHEAD][S][W::PIECES], x[AHEAD];
     const uint16_t *in;
     int left;

@@ -24,7 +24,8 @@ run_one() {
 }
 export -f run_one
 
-programs=("$build"/gpu/check_* "$build"/unit/test_golden "$build"/unit/test_engine "$build"/unit/test_sched_invariants)
+# the longest first
+programs=("$build"/unit/test_sched_invariants "$build"/unit/test_golden "$build"/unit/test_engine "$build"/gpu/check_*)
 found=()
 for p in "${programs[@]}"; do
     case $p in *.log | *.d) continue ;; esac
