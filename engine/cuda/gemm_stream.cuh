@@ -12,10 +12,8 @@
 enum { GEMM_WARPS = 4 }; /* of a block: each has its own unit, or its own slice of the same one */
 
 /* Chunks that a warp fetches ahead. */
-template <class W, int S> __host__ __device__ constexpr int gemm_ahead()
-{
-    return W::PIECES == 2 ? (S == 3 ? 4 : 10) : (S == 3 ? 6 : 15);
-}
+template <class W, int S>
+constexpr int gemm_ahead = W::PIECES == 2 ? (S == 3 ? 4 : 10) : (S == 3 ? 6 : 15);
 
 template <class W, int S>
 DEVICE_INLINE void gemm_fetch(const char *const (&from)[S], int chunk, uint4 (&a)[S][W::PIECES])
