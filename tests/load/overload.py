@@ -194,5 +194,6 @@ class Round:
         asyncio.run(_round(daemon, connections, seconds, longest, seed, self))
         self.seconds = time.monotonic() - begun
         self.left = wait_idle(daemon)
+        time.sleep(1)               # within which the daemon gives memory back
         self.after_kib = rss_kib(daemon.process.pid)
         self.after_descriptors = descriptors(daemon.process.pid)
