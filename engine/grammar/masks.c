@@ -57,7 +57,7 @@ static int store(struct build *b, enum mask_form form, const uint32_t *words, ui
         const struct mask *old = &m->list[i - 1];
         *number = i - 1;
         if (old->form == form && old->n == n &&
-            !memcmp(m->words + old->at, words, n * sizeof *words))
+            (n == 0 || !memcmp(m->words + old->at, words, n * sizeof *words)))
             return CFG_OK;
     }
     if (m->n_used + n > MAX_WORDS)
