@@ -171,7 +171,10 @@ async def _round(daemon, connections, seconds, longest, seed, result):
     clients = [Client(daemon, longest, random.Random(f"{seed}-{i}"), result.tally, result.lost)
                for i in range(connections)]
     await asyncio.gather(*(c.connect() for c in clients))
-    result.descriptors = descriptors(daemon.process.pid)
+    end = time.monotonic() + PATIENCE
+    while result.descriptors < connections and time.monotonic() < end:     # the kernel connects before it accepts
+        result.descriptors = descriptors(daemon.process.pid)
+        await asyncio.sleep(0.01)
     runs = asyncio.gather(*(c.run(time.monotonic() + seconds) for c in clients))
     while not runs.done():
         if daemon.process.poll() is not None:
