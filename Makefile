@@ -33,7 +33,7 @@ endif
 
 FOLDERS := config kvcache engine engine/cpu engine/grammar scheduler server
 SRCS    := $(filter-out server/main.c,$(wildcard $(addsuffix /*.c,$(FOLDERS)))) $(wildcard $(addsuffix /*.cc,$(FOLDERS)))
-OBJS    := $(patsubst %,$(BUILD)/obj/%.o,$(basename $(SRCS)))
+OBJS    := $(patsubst %,$(BUILD)/obj/%.o,$(basename $(SRCS))) $(BUILD)/obj/embedded.o
 UNIT    := $(patsubst tests/unit/%.c,$(BUILD)/unit/%,$(wildcard tests/unit/test_*.c))
 BENCH   := $(patsubst tests/bench/%.c,$(BUILD)/bench/%,$(wildcard tests/bench/*.c))
 LOAD    := $(patsubst %.c,$(BUILD)/obj/%.o,$(wildcard tests/load/*.c))
@@ -59,6 +59,23 @@ $(BUILD)/obj/%.o: %.cc
 	@mkdir -p $(@D)
 	@echo "  c++ $<"
 	@$(CXX) $(ALL_CXXFLAGS) -MMD -MP -c $< -o $@
+
+# ---- files that the daemon carries (server/embedded.h): the page for people, and its libraries
+EMBEDDED := $(filter-out %.sh,$(wildcard server/web/*)) $(BUILD)/web/libraries.js $(BUILD)/web/licenses.txt
+
+.DELETE_ON_ERROR:
+$(BUILD)/web/libraries.js $(BUILD)/web/licenses.txt &: server/web/libraries.sh
+	@mkdir -p $(@D)
+	@$< $(@D)
+
+$(BUILD)/web/embedded.c: server/embed.sh $(EMBEDDED) Makefile
+	@mkdir -p $(@D)
+	@server/embed.sh $@ $(EMBEDDED)
+
+$(BUILD)/obj/embedded.o: $(BUILD)/web/embedded.c
+	@mkdir -p $(@D)
+	@echo "  cc  $<"
+	@$(CC) $(ALL_CFLAGS) -MMD -MP -c $< -o $@
 
 $(BUILD)/libopenmoed.a: $(OBJS)
 	@rm -f $@

@@ -71,7 +71,6 @@ struct cfg_options {
     double gpu_memory_utilization;         /* --gpu-memory-utilization: share of what is free */
     enum cfg_kv_dtype kv_cache_dtype;      /* --kv-cache-dtype */
     enum cfg_quantization quantization;    /* --quantization */
-    enum cfg_switch fast_nondeterministic; /* --fast-nondeterministic */
     enum cfg_dtype dtype;                  /* --dtype: auto = the checkpoint's */
     int max_model_len;                     /* --max-model-len: tokens; 0 = the model's context */
     int threads;                /* --threads: compute threads; 0 = the CPUs this process may use */

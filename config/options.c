@@ -71,10 +71,6 @@ const struct option cfg_option_table[] = {
     {"quantization", "TYPE", OPTION_CHOICE, FIELD(quantization), .initial = "none",
      .choices = quantizations,
      .help = "Matrices on a GPU in 8 bits, one scale an output; the arithmetic stays bf16."},
-    {"fast-nondeterministic", "SWITCH", OPTION_CHOICE, FIELD(fast_nondeterministic),
-     .initial = "off", .choices = switches,
-     .help = "On a GPU, kernels that are faster but whose results depend on what else runs in the "
-             "same step."},
     {"dtype", "TYPE", OPTION_CHOICE, FIELD(dtype), .initial = "auto", .choices = dtypes,
      .help = "Type of weights, keys and values; auto takes bf16 for a bf16 checkpoint, else f32."},
     {"max-model-len", "N", OPTION_INT, FIELD(max_model_len), .initial = "0", .max = MANY,

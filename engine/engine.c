@@ -283,7 +283,6 @@ static int open_backend(struct engine *e, struct error *err)
                                        .memory_share = e->opt.gpu_memory_share,
                                        .quantization = quantization[e->opt.quantization],
                                        .kv_fp8 = e->opt.kv_dtype == CFG_KV_FP8,
-                                       .fast = e->opt.fast,
                                        .bf16 = e->info.bf16,
                                        .max_rows = e->opt.max_step_tokens,
                                        .max_seqs = e->opt.max_step_seqs,
@@ -531,6 +530,18 @@ static void report_routing(const struct engine *e, int n_rows, uint64_t *dropped
     }
 }
 
+static int run_batch(struct engine *e, const struct op_batch *b, void (*launched)(void *arg),
+                     struct error *err)
+{
+    const struct ops *ops = e->model.ops;
+    if (ops->begin(e->model.be, b)) {
+        model_forward(&e->model, b);
+        run_heads(e, b->n_heads);
+    }
+    if (ops->async && launched) launched(e->launched_arg);
+    return ops->sync(e->model.be, err);
+}
+
 int engine_step(struct engine *e, const struct engine_rows *rows, int n_rows, uint64_t *dropped,
                 struct engine_routing *routing, struct error *err)
 {
@@ -539,12 +550,11 @@ int engine_step(struct engine *e, const struct engine_rows *rows, int n_rows, ui
     int rc = check_rows(e, rows, n_rows, err);
     if (rc != CFG_OK) return rc;
     build_batch(e, rows, n_rows, &batch);
-    if (ops->begin(e->model.be, &batch)) {
-        model_forward(&e->model, &batch);
-        run_heads(e, batch.n_heads);
+    rc = run_batch(e, &batch, e->launched, err);
+    if (rc == OPS_AGAIN) {
+        cfg_log(CFG_LOG_WARN, "%s; the step runs unrecorded", err->message);
+        rc = run_batch(e, &batch, NULL, err);
     }
-    if (ops->async && e->launched) e->launched(e->launched_arg);
-    rc = ops->sync(e->model.be, err);
     if (rc != CFG_OK) return rc;
     for (int i = 0; ops->samples && i < batch.n_heads; i++)
         if (e->samples[i].sampler) sampler_note(e->samples[i].sampler, e->samples[i].out->token);

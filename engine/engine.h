@@ -27,7 +27,6 @@ struct engine_options {
     double gpu_memory_share;    /* of its free memory, what may be used; 0 = 0.9 */
     enum cfg_kv_dtype kv_dtype; /* FP8 and quantization: on a GPU, in BF16 */
     enum cfg_quantization quantization;
-    bool fast;            /* on a GPU: speed before results that company can't change */
     enum cfg_dtype dtype; /* AUTO: BF16 for a BF16 checkpoint, else F32 */
     const char *cpu_isa;  /* "auto" or a kernel family's name */
     int threads;          /* 0 = the CPUs this process may use */
@@ -79,6 +78,10 @@ struct engine_bias {
     int32_t id;
     float bias;
 };
+struct engine_word {
+    const int32_t *ids; /* [n] n >= 1 */
+    size_t n;
+};
 
 /* How one sequence picks its tokens. Defaults (engine_sampling_defaults) change nothing:
  * temperature 1, every filter off. Arrays are borrowed during engine_sampler_new, which copies
@@ -99,7 +102,12 @@ struct engine_sampling {
     size_t n_ends;
     struct engine_grammar *grammar; /* engine/grammar.h: what the answer must be; NULL = anything.
                                        The sampler takes a reference of its own */
-    bool strip_space; /* with a grammar: the answer's leading space is not part of its text */
+    bool strip_space;       /* with a grammar: the answer's leading space is not part of its text */
+    const int32_t *allowed; /* only these ids are sampled, end tokens no more than others; NULL =
+                               all */
+    size_t n_allowed;
+    const struct engine_word *words; /* rows of ids that the answer never has */
+    size_t n_words;
 };
 void engine_sampling_defaults(struct engine_sampling *s);
 

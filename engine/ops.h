@@ -123,6 +123,8 @@ struct op_sample {
     const uint32_t *mask; /* [(usable + 31) / 32] bits: only these ids are possible; NULL: all */
 };
 
+enum { OPS_AGAIN = 1 };
+
 struct ops {
     const char *name;
     bool bf16;
@@ -170,6 +172,8 @@ struct ops {
      * samples. */
     void (*sample)(void *be, float *logits, int vocab, const struct op_sample *list, int n);
     void (*read)(void *be, const float *from, size_t bytes, void *to); /* to host memory, at sync */
+    /* Waits for the step. OPS_AGAIN, with the reason in err: recording it failed and nothing of it
+     * has run; it must be begun anew. */
     int (*sync)(void *be, struct error *err);
     void (*close)(void *be);
 };
@@ -186,7 +190,6 @@ struct backend_options {
     double memory_share; /* CUDA: of the device's memory, what the daemon may use */
     enum backend_quantization quantization; /* CUDA: of matrices, weights only */
     bool kv_fp8;                            /* CUDA, BF16 mode: keys and values in 8 bits */
-    bool fast;                              /* CUDA: speed before invariance */
     bool bf16;
     int max_rows, max_seqs; /* of a step */
     int block_size, vocab, moe_layers;
@@ -198,7 +201,7 @@ int cpu_reference_open(const struct ops **ops, void **be, const struct backend_o
 /* What the daemon and a backend in a shared object must agree on; the first number is raised when
  * this header changes, the sizes catch what is forgotten. */
 #define OPS_ABI                                                                                    \
-    ((int)(2u << 24 ^ sizeof(struct ops) << 12 ^ sizeof(struct backend_options) << 6 ^             \
+    ((int)(3u << 24 ^ sizeof(struct ops) << 12 ^ sizeof(struct backend_options) << 6 ^             \
            sizeof(struct op_batch) << 3 ^ sizeof(struct op_sample) ^                               \
            sizeof(struct engine_result) << 16))
 /* Opens the CUDA backend's shared object, which stands beside the program; CFG_EUNSUPPORTED, with

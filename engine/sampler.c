@@ -4,8 +4,9 @@
 // taken in engine_sampler_new and nothing is allocated by a pick.
 //
 // Order: logprobs of the untouched row; logit bias, repetition penalty, frequency and presence
-// penalty, bans, what the grammar does not allow; temperature 0 takes the maximum; else divide by
-// the temperature, then top_k, then top_p (over what top_k kept), then min_p, then draw.
+// penalty, bans, what the grammar or the caller does not allow; temperature 0 takes the maximum;
+// else divide by the temperature, then top_k, then top_p (over what top_k kept), then min_p, then
+// draw.
 //
 // The draw is a race: token i arrives at time E_i / w_i, E_i exponential, and the first one wins,
 // which is the Gumbel-max trick without its logarithms. E_i comes from a 64-bit mix of (seed,
@@ -19,6 +20,7 @@
 #include <string.h>
 
 #include "engine/grammar/matcher.h"
+#include "engine/words.h"
 
 #define BLOCK     256   /* ids handled at once, by loops that vectorise */
 #define LANES     16    /* partial results of a reduction */
@@ -37,7 +39,9 @@ struct engine_sampler {
     uint32_t *index; /* [index_mask + 1] 0 = free, else 1 + place in entries */
     size_t index_mask;
     struct matcher *matcher; /* follows the grammar; NULL: none */
-    uint32_t *mask;          /* [(usable + 31) / 32] what it allows next ... */
+    struct words *words;     /* what the caller allows; NULL: everything */
+    uint32_t *mask;          /* [n_mask] what both allow next ...; NULL: everything */
+    size_t n_mask;           /* (usable + 31) / 32 */
     bool mask_ready;         /* ... when this is set */
     int32_t *ends;           /* [n_ends] with a grammar: the ids that end the answer */
     size_t n_ends;
@@ -350,12 +354,11 @@ static void adjust(struct engine_sampler *s, float *logits, int usable)
     }
 }
 
-/* ---- the grammar ----------------------------------------------------------------------------- */
+/* ---- what is allowed ------------------------------------------------------------------------- */
 
 /* Ids that end the answer may come when the text is complete, whatever text they stand for. */
-static void make_mask(struct engine_sampler *s)
+static void grammar_mask(struct engine_sampler *s)
 {
-    if (s->mask_ready) return;
     const bool complete = matcher_complete(s->matcher);
     matcher_mask(s->matcher, s->mask);
     for (size_t i = 0; i < s->n_ends; i++) {
@@ -363,6 +366,16 @@ static void make_mask(struct engine_sampler *s)
         const uint32_t bit = 1u << s->ends[i] % 32;
         *word = complete ? *word | bit : *word & ~bit;
     }
+}
+
+static void make_mask(struct engine_sampler *s)
+{
+    if (s->mask_ready) return;
+    if (s->matcher)
+        grammar_mask(s);
+    else
+        memset(s->mask, 0xff, s->n_mask * sizeof *s->mask);
+    if (s->words) words_mask(s->words, s->mask);
     s->mask_ready = true;
 }
 
@@ -397,7 +410,7 @@ void sampler_pick(struct engine_sampler *s, float *logits, int usable, struct en
         likeliest(logits, usable, c->n_logprobs, norm, out);
     }
     adjust(s, logits, usable);
-    if (s->matcher) {
+    if (s->mask) {
         make_mask(s);
         apply_mask(s->mask, logits, usable);
     }
@@ -425,14 +438,14 @@ void sampler_note(struct engine_sampler *s, int32_t token)
     struct op_adjust *e = entry_of(s, token, s->counts);
     if (e) e->generated++;
     s->generated++;
-    if (!s->matcher) return;
     s->mask_ready = false;
-    if (!is_end(s, token)) (void)matcher_accept(s->matcher, token);
+    if (s->words) words_note(s->words, token);
+    if (s->matcher && !is_end(s, token)) (void)matcher_accept(s->matcher, token);
 }
 
 void sampler_view(struct engine_sampler *s, struct op_sample *out)
 {
-    if (s->matcher) make_mask(s);
+    if (s->mask) make_mask(s);
     out->mask = s->mask;
     out->cfg = &s->cfg;
     out->adjust = s->entries;
@@ -499,15 +512,25 @@ static int follow_grammar(struct engine_sampler *s, const struct engine_sampling
 {
     int rc = matcher_new(&s->matcher, c->grammar, c->strip_space, err);
     if (rc) return rc;
-    const size_t words = matcher_words(s->matcher);
-    if (words != ((size_t)info->usable_vocab + 31) / 32)
+    if (matcher_words(s->matcher) != s->n_mask)
         return cfg_fail(err, CFG_EINVAL, "the grammar was made for another vocabulary");
-    s->mask = malloc((words + 1) * sizeof *s->mask);
     s->ends = malloc((c->n_ends + 1) * sizeof *s->ends);
-    if (!s->mask || !s->ends) return cfg_fail(err, CFG_ENOMEM, "no memory for a sampler");
+    if (!s->ends) return cfg_fail(err, CFG_ENOMEM, "no memory for a sampler");
     for (size_t i = 0; i < c->n_ends; i++)
         if (c->ends[i] >= 0 && c->ends[i] < info->usable_vocab) s->ends[s->n_ends++] = c->ends[i];
     return CFG_OK;
+}
+
+/* What masks the row: a grammar, and what the caller allows. */
+static int make_masks(struct engine_sampler *s, const struct engine_sampling *c,
+                      const struct engine_info *info, struct error *err)
+{
+    s->n_mask = ((size_t)info->usable_vocab + 31) / 32;
+    int rc = words_new(&s->words, c, info->usable_vocab, err);
+    if (!rc && c->grammar) rc = follow_grammar(s, c, info, err);
+    if (rc || (!s->words && !s->matcher)) return rc;
+    s->mask = malloc((s->n_mask + 1) * sizeof *s->mask);
+    return s->mask ? CFG_OK : cfg_fail(err, CFG_ENOMEM, "no memory for a sampler");
 }
 
 int engine_sampler_new(struct engine_sampler **out, const struct engine_sampling *c,
@@ -523,10 +546,12 @@ int engine_sampler_new(struct engine_sampler **out, const struct engine_sampling
     s->cfg.bias = NULL;
     s->cfg.ends = NULL;
     s->cfg.grammar = NULL;
+    s->cfg.allowed = NULL;
+    s->cfg.words = NULL;
     s->eos_id = info->eos_id;
     s->counts = c->presence_penalty != 0 || c->frequency_penalty != 0 || c->repetition_penalty != 1;
     rc = make_room(s, c, info, n_prompt, err);
-    if (!rc && c->grammar) rc = follow_grammar(s, c, info, err);
+    if (!rc) rc = make_masks(s, c, info, err);
     if (rc) {
         engine_sampler_free(s);
         return rc;
@@ -547,6 +572,7 @@ void engine_sampler_free(struct engine_sampler *s)
 {
     if (!s) return;
     matcher_free(s->matcher);
+    words_free(s->words);
     free(s->mask);
     free(s->ends);
     free(s->entries);

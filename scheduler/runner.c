@@ -12,6 +12,10 @@
 #include <string.h>
 #include <sys/random.h>
 
+const double sched_step_bounds[SCHED_STEP_BOUNDS] = {0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005,
+                                                     0.01,   0.025,   0.05,   0.1,   0.25,   0.5,
+                                                     1,      2.5,     5,      10,    30};
+
 static int check_options(const struct sched_options *opt, struct error *err)
 {
     if (opt->max_seqs < 1 || opt->max_queued < 1)
@@ -209,6 +213,14 @@ static bool take_results(struct runner *r, struct seq *q, const struct engine_ro
     return ev->end || q->n_tokens == q->n_prompt + q->max_new;
 }
 
+static void count_time(struct sched_stats *st, double seconds)
+{
+    int i = 0;
+    while (i < SCHED_STEP_BOUNDS && seconds > sched_step_bounds[i]) i++;
+    st->step_counts[i]++;
+    st->step_seconds += seconds;
+}
+
 int runner_step(struct runner *r, struct error *err)
 {
     int n_tokens;
@@ -220,7 +232,7 @@ int runner_step(struct runner *r, struct error *err)
     double now = cfg_now();
     r->stats.steps++;
     r->stats.step_tokens += (uint64_t)n_tokens;
-    r->stats.step_seconds += now - begun;
+    count_time(&r->stats, now - begun);
     int kept = 0, row = 0;
     for (int i = 0, k = 0; i < r->n_running; i++) {
         struct seq *q = r->running[i];

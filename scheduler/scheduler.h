@@ -132,6 +132,11 @@ struct sched_events {
     size_t n, capacity;
 };
 
+/* Steps by how long they took: step_counts[i] of sched_stats has those of at most
+ * sched_step_bounds[i] seconds and more than the bound before, its last one the rest. */
+#define SCHED_STEP_BOUNDS 17
+extern const double sched_step_bounds[SCHED_STEP_BOUNDS];
+
 /* Point-in-time figures; counters only grow. */
 struct sched_stats {
     enum sched_state state;
@@ -148,7 +153,8 @@ struct sched_stats {
     uint64_t deferrals; /* steps in which a prompt waited for room at its experts */
     uint64_t prefix_queried_tokens, prefix_hit_tokens; /* of prompts that started: all, cached */
     uint64_t prefix_evictions;                         /* blocks */
-    double step_seconds;
+    double step_seconds; /* of all steps */
+    uint64_t step_counts[SCHED_STEP_BOUNDS + 1];
 };
 
 /* Starts the engine thread, which first runs engine_load (state LOADING), then serves. The engine

@@ -35,7 +35,13 @@ void api_error_body(const struct api_error *err, struct cfg_buf *out);
 /* The same as an SSE event: "data: {...}\n\n". */
 void api_error_event(const struct api_error *err, struct cfg_buf *out);
 
-/* What parsing needs to know of the daemon. Read-only, outlives every request. */
+/* Grammars of earlier requests, at most so many bytes of them. Any thread; NULL: no memory. */
+struct api_grammars;
+struct api_grammars *api_grammars_new(size_t max_bytes);
+void api_grammars_free(struct api_grammars *c); /* c may be NULL */
+
+/* What parsing needs to know of the daemon. Outlives every request; read-only but for what keeps
+ * its own lock. */
 struct api_env {
     const struct engine_info *info;
     const struct engine_tokenizer *tokenizer; /* NULL: token-id prompts only */
@@ -44,9 +50,14 @@ struct api_env {
     uint64_t secret[2];     /* random: keys the hash of cache_salt */
     uint64_t seed;          /* --seed; 0 = a random one for each request */
     int max_choices;        /* n times prompts, at most */
+    struct api_grammars *grammars; /* NULL: none are kept */
 };
 
 enum api_kind { API_CHAT, API_COMPLETION };
+
+/* Whether parsing the body may take long, so that it should not happen on the loop thread: a
+ * grammar may have to be compiled. */
+bool api_is_slow(const char *body, size_t n);
 
 struct api_request;
 /* Checks every field by name, type and range; tokenises; refuses a prompt too long for the context.

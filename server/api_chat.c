@@ -24,7 +24,6 @@ const struct api_field api_chat_fields[] = {
     {"tool_choice", API_FIELD_UNSUPPORTED, "\"none\""},
     {"functions", API_FIELD_UNSUPPORTED, "[]"},
     {"function_call", API_FIELD_UNSUPPORTED, "\"none\""},
-    {"response_format", API_FIELD_UNSUPPORTED, "{\"type\":\"text\"}"},
     {"modalities", API_FIELD_UNSUPPORTED, "[\"text\"]"},
     {"audio", API_FIELD_UNSUPPORTED, NULL},
     {"prediction", API_FIELD_UNSUPPORTED, NULL},

@@ -40,6 +40,14 @@ static const struct api_field shared_fields[] = {
     {"return_routing", API_FIELD_READ, NULL},
     {"skip_special_tokens", API_FIELD_READ, NULL},
     {"include_stop_str_in_output", API_FIELD_READ, NULL},
+    {"response_format", API_FIELD_READ, NULL},
+    {"structured_outputs", API_FIELD_READ, NULL},
+    {"guided_json", API_FIELD_READ, NULL},
+    {"guided_regex", API_FIELD_READ, NULL},
+    {"guided_choice", API_FIELD_READ, NULL},
+    {"guided_grammar", API_FIELD_READ, NULL},
+    {"guided_decoding_backend", API_FIELD_UNSUPPORTED, NULL},
+    {"guided_whitespace_pattern", API_FIELD_UNSUPPORTED, NULL},
     {"user", API_FIELD_STRING, NULL},
     {NULL, API_FIELD_READ, NULL},
 };
@@ -345,7 +353,7 @@ static int open_detokenisers(struct api_request *r, struct api_error *err)
         struct engine_detok_options opt = {
             .stops = r->stops,
             .n_stops = r->n_stops,
-            .end_marker = !r->ignore_eos,
+            .end_marker = !r->ignore_eos && !r->format.text,
             .include_stop = r->include_stop,
             .strip_space = api_starts_text(r, i),
             .show_special = !r->skip_special_tokens,
@@ -363,14 +371,14 @@ static int request_read(struct api_request *r, const cJSON *root, struct api_err
     if (api_check_model(root, true, r->env, err) ||
         api_check_fields(root, "", chat ? api_chat_fields : api_completion_fields, shared_fields,
                          err) ||
-        read_shared(r, root, err))
+        read_shared(r, root, err) || api_read_format(r, root, err))
         return -1;
     if (chat ? api_read_chat(r, root, err) : api_read_completion(r, root, err)) return -1;
     if (r->max_given && r->sampling.min_tokens > r->max_tokens)
         return api_fail(err, 400, "invalid_value", "min_tokens",
                         "'min_tokens' (%d) must not be above '%s' (%lld).", r->sampling.min_tokens,
                         r->max_name, (long long)r->max_tokens);
-    if (open_detokenisers(r, err)) return -1;
+    if (api_compile_format(r, err) || open_detokenisers(r, err)) return -1;
     api_render_head(r);
     return r->head.failed ? api_no_memory(err) : 0;
 }
@@ -407,6 +415,7 @@ void api_request_free(struct api_request *r)
         cfg_buf_free(&c->text);
     }
     sched_routing_unref(r->routing);
+    engine_grammar_unref(r->sampling.grammar);
     cfg_buf_free(&r->head);
     cfg_arena_free(r->arena);
 }
@@ -454,6 +463,7 @@ void api_job(const struct api_request *r, size_t i, uint64_t id, struct sched_jo
     // that the same seed gives the same n answers, whatever other prompts the request has. Without
     // a seed in the request, equal prompts get different ones.
     size_t k = r->seed_given ? i % r->n : i;
+    out->sampling.strip_space = api_starts_text(r, i);
     out->sampling.seed = r->sampling.seed + (uint64_t)k * UINT64_C(0x9E3779B97F4A7C15);
     if (out->sampling.min_tokens > p->max_new) out->sampling.min_tokens = p->max_new;
 }

@@ -8,6 +8,7 @@
 #define OPENMOED_API_REQUEST_H
 
 #include "server/api_fields.h"
+#include "server/api_format.h"
 
 #define API_MAX_N           16
 #define API_MAX_STOPS       16
@@ -72,7 +73,8 @@ struct api_request {
     int priority;                    /* lower runs earlier */
     float timeout;                   /* seconds; 0 = none */
     uint64_t cache_salt[2];          /* keyed hash of the caller's; zero = none */
-    struct engine_sampling sampling; /* all but the seed of a choice */
+    struct engine_sampling sampling; /* all but the seed of a choice; its grammar is a reference */
+    struct api_format format;        /* what the answer must be */
     const char **stops;              /* [n_stops] */
     size_t n_stops;
 

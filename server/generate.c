@@ -56,8 +56,8 @@ static int submit(struct request *r)
     struct error err = {0};
     const size_t n = api_n_jobs(r->api);
     struct sched_job *jobs = calloc(n, sizeof *jobs);
-    r->last_token = calloc(n, sizeof *r->last_token);
-    if (jobs == NULL || r->last_token == NULL || jobs_reserve(&s->jobs, n) != 0) {
+    r->paces = calloc(n, sizeof *r->paces);
+    if (jobs == NULL || r->paces == NULL || jobs_reserve(&s->jobs, n) != 0) {
         free(jobs);
         return api_fail(&r->error, 500, NULL, NULL, "There is no memory for the request.");
     }
@@ -118,6 +118,8 @@ static void settle(struct request *r, enum metrics_outcome outcome)
     keys_settle(r->tenant, r->reserved, api_prompt_tokens(r->api), api_completion_tokens(r->api),
                 cfg_now());
     metrics_observe(&r->server->metrics.duration, seconds, 1);
+    metrics_end(&r->server->metrics, api_prompt_tokens(r->api), api_completion_tokens(r->api),
+                r->paces, r->n_jobs);
     r->finish = names[outcome];
 }
 
@@ -174,16 +176,11 @@ static void note_first(struct request *r, size_t choice, const struct sched_even
 static void note_times(struct request *r, size_t choice, const struct sched_event *ev)
 {
     struct metrics *m = &r->server->metrics;
-    double *last = &r->last_token[choice];
-    if (*last == 0 && ev->kind != SCHED_PROMPT_SCORE) metrics_observe(&m->queue, ev->queued_s, 1);
-    if (ev->kind == SCHED_TOKEN) {
-        if (*last > 0)
-            metrics_observe(&m->inter_token, ev->time - *last, 1);
-        else
-            note_first(r, choice, ev);
-    }
-    if (*last == 0 && ev->kind != SCHED_PROMPT_SCORE) *last = ev->time;
-    if (ev->kind == SCHED_TOKEN) *last = ev->time;
+    struct metrics_pace *pace = &r->paces[choice];
+    if (ev->kind == SCHED_PROMPT_SCORE) return;
+    /* the first TOKEN, or DONE where none came */
+    if (pace->tokens == 0) metrics_observe(&m->queue, ev->queued_s, 1);
+    if (ev->kind == SCHED_TOKEN && metrics_token(m, pace, ev->time)) note_first(r, choice, ev);
 }
 
 static void note_unsent(struct request *r, const struct sched_event *ev, size_t before)

@@ -28,6 +28,7 @@ enum {
     HTTP_SWALLOW = 8 * 1024 * 1024,        /* of a chunked body past the limit, before we hang up */
     HTTP_MAX_BUFFERED = 256 * 1024 * 1024, /* bytes of bodies, all requests together */
     HTTP_MAX_CHOICES = 128,
+    HTTP_MAX_GRAMMARS = 128 * 1024 * 1024, /* bytes of compiled grammars that are kept */
 };
 
 enum server_state { SERVER_LOADING, SERVER_READY, SERVER_DRAINING };
@@ -71,13 +72,15 @@ struct request {
     int status;             /* the reply's, when ready */
     struct cfg_buf reply;
     const char *content_type;
+    const struct embedded *file; /* the reply carries this file of the page; NULL: it does not */
+    bool file_gzip;              /* compressed */
 
     /* a generation */
     struct api_request *api;
     uint64_t first_job;
     size_t n_jobs, jobs_left;
     size_t reserved;    /* tokens it may need in all: charged to the tenant */
-    double *last_token; /* [n_jobs] time of each choice's latest token, 0 = none */
+    struct metrics_pace *paces; /* [n_jobs] */
     size_t n_same;      /* of the jobs, those with the first one's prompt; they come first */
     size_t cached;      /* tokens of the prompts that came from the cache */
     double first_token; /* seconds from `began`; 0 = none came */

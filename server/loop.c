@@ -203,6 +203,7 @@ static void init_env(struct server *s, const struct cfg_options *opt, struct eng
         .created = (int64_t)time(NULL),
         .seed = opt->seed,
         .max_choices = cap > 0 && cap < HTTP_MAX_CHOICES ? cap : HTTP_MAX_CHOICES,
+        .grammars = api_grammars_new(HTTP_MAX_GRAMMARS), /* none: then none are kept */
     };
 }
 
@@ -269,6 +270,7 @@ close_keys:
 close_cors:
     cors_close(&s->cors);
 free_server:
+    api_grammars_free(s->env.grammars);
     free(s);
     return rc;
 }
@@ -417,6 +419,7 @@ void server_close(struct server *s)
     tls_close(s->tls);
     keys_close(s->keys);
     cors_close(&s->cors);
+    api_grammars_free(s->env.grammars);
     sched_events_free(&s->events);
     jobs_free(&s->jobs);
     free(s);

@@ -70,7 +70,6 @@ int main(int argc, char **argv)
         .gpu_memory_share = opt.gpu_memory_utilization,
         .kv_dtype = opt.kv_cache_dtype,
         .quantization = opt.quantization,
-        .fast = opt.fast_nondeterministic == CFG_ON,
         .dtype = opt.dtype,
         .cpu_isa = opt.cpu_isa,
         .threads = opt.threads,

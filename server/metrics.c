@@ -5,7 +5,7 @@
 // summed when rendered.
 #include "server/metrics.h"
 
-#include <math.h>
+#include <string.h>
 
 static const double latency_bounds[] = {0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5,
                                         1,     2.5,    5,     10,   30,    60,   120, 300};
@@ -13,12 +13,16 @@ static const double token_bounds[] = {0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015,
                                       0.05,  0.075,  0.1,   0.15,   0.25, 0.5,   1,    2.5};
 static const double delivery_bounds[] = {0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.003,
                                          0.005,   0.01,   0.025,   0.05,   0.1,   0.25,  1};
+static const double length_bounds[] = {1,   2,    5,    10,   20,    50,    100,   200,
+                                       500, 1000, 2000, 5000, 10000, 20000, 50000, 100000};
 
 #define COUNT(a) ((int)(sizeof(a) / sizeof((a)[0])))
 
 _Static_assert(COUNT(latency_bounds) <= METRICS_MAX_BOUNDS, "latency_bounds");
 _Static_assert(COUNT(token_bounds) <= METRICS_MAX_BOUNDS, "token_bounds");
 _Static_assert(COUNT(delivery_bounds) <= METRICS_MAX_BOUNDS, "delivery_bounds");
+_Static_assert(COUNT(length_bounds) <= METRICS_MAX_BOUNDS, "length_bounds");
+_Static_assert(SCHED_STEP_BOUNDS <= METRICS_MAX_BOUNDS, "sched_step_bounds");
 
 static const char *const outcome_names[METRICS_OUTCOMES] = {"stop", "length", "cancelled", "error",
                                                             "rejected"};
@@ -35,7 +39,10 @@ void metrics_init(struct metrics *m, double started)
     histogram_init(&m->duration, latency_bounds, COUNT(latency_bounds));
     histogram_init(&m->queue, latency_bounds, COUNT(latency_bounds));
     histogram_init(&m->inter_token, token_bounds, COUNT(token_bounds));
+    histogram_init(&m->output_token, token_bounds, COUNT(token_bounds));
     histogram_init(&m->delivery, delivery_bounds, COUNT(delivery_bounds));
+    histogram_init(&m->prompt_lengths, length_bounds, COUNT(length_bounds));
+    histogram_init(&m->generated_lengths, length_bounds, COUNT(length_bounds));
 }
 
 void metrics_observe(struct metrics_histogram *h, double value, uint64_t times)
@@ -46,6 +53,29 @@ void metrics_observe(struct metrics_histogram *h, double value, uint64_t times)
     while (i < h->n_bounds && value > h->bounds[i]) i++;
     h->counts[i] += times;
     h->sum += value * (double)times;
+}
+
+bool metrics_token(struct metrics *m, struct metrics_pace *pace, double time)
+{
+    const bool first = pace->tokens++ == 0;
+    if (first)
+        pace->first = time;
+    else
+        metrics_observe(&m->inter_token, time - pace->last, 1);
+    pace->last = time;
+    return first;
+}
+
+void metrics_end(struct metrics *m, size_t prompt_tokens, size_t generated_tokens,
+                 const struct metrics_pace *paces, size_t n)
+{
+    metrics_observe(&m->prompt_lengths, (double)prompt_tokens, 1);
+    metrics_observe(&m->generated_lengths, (double)generated_tokens, 1);
+    for (size_t i = 0; i < n; i++) {
+        const struct metrics_pace *p = &paces[i];
+        if (p->tokens < 2) continue;
+        metrics_observe(&m->output_token, (p->last - p->first) / (double)(p->tokens - 1), 1);
+    }
 }
 
 void metrics_response(struct metrics *m, int status)
@@ -120,8 +150,14 @@ static void render_requests(const struct metrics *m, const struct sched_stats *s
               "From a request's arrival to the first token of each of its sequences.");
     histogram(out, "inter_token_seconds", &m->inter_token,
               "Between two tokens of one sequence, as the engine made them.");
+    histogram(out, "time_per_output_token_seconds", &m->output_token,
+              "Mean time of a sequence's tokens after the first.");
     histogram(out, "request_duration_seconds", &m->duration,
               "From a generation request's arrival to its end.");
+    histogram(out, "request_prompt_tokens", &m->prompt_lengths,
+              "Prompt tokens of a generation request.");
+    histogram(out, "request_generated_tokens", &m->generated_lengths,
+              "Tokens generated for a request, all its choices together.");
     histogram(out, "queue_seconds", &m->queue, "From submission to a sequence's first step.");
     histogram(out, "token_delivery_seconds", &m->delivery,
               "From a streamed token's making to its bytes being with the socket.");
@@ -129,12 +165,13 @@ static void render_requests(const struct metrics *m, const struct sched_stats *s
 
 static void render_engine(const struct sched_stats *st, struct cfg_buf *out)
 {
+    struct metrics_histogram steps = {
+        .bounds = sched_step_bounds, .n_bounds = SCHED_STEP_BOUNDS, .sum = st->step_seconds};
+    memcpy(steps.counts, st->step_counts, sizeof st->step_counts);
     counter(out, "prompt_tokens_total", st->prompt_tokens, "Prompt tokens computed.");
     counter(out, "generated_tokens_total", st->generated_tokens, "Tokens generated.");
-    counter(out, "steps_total", st->steps, "Engine steps.");
     counter(out, "step_tokens_total", st->step_tokens, "Rows computed by all engine steps.");
-    family(out, "step_seconds_total", "counter", "Time spent in engine steps.");
-    cfg_buf_printf(out, "openmoed_step_seconds_total %.12g\n", st->step_seconds);
+    histogram(out, "step_seconds", &steps, "Time of an engine step.");
     counter(out, "preemptions_total", st->preemptions,
             "Sequences that gave up their blocks to others, to be computed again.");
     counter(out, "recomputed_tokens_total", st->recomputed_tokens,

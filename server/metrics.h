@@ -29,15 +29,28 @@ enum metrics_outcome {
     METRICS_OUTCOMES,
 };
 
+/* When one sequence's tokens came, on the engine thread's clock. */
+struct metrics_pace {
+    double first, last; /* 0: none yet */
+    uint64_t tokens;
+};
+
 struct metrics {
     uint64_t requests[METRICS_OUTCOMES];
     uint64_t responses[600]; /* by HTTP status */
     struct metrics_histogram first_token, inter_token, duration, queue, delivery;
-    double started; /* unix time */
+    struct metrics_histogram output_token;                      /* mean of a sequence */
+    struct metrics_histogram prompt_lengths, generated_lengths; /* tokens of a request */
+    double started;                                             /* unix time */
 };
 
 void metrics_init(struct metrics *m, double started);
 void metrics_observe(struct metrics_histogram *h, double value, uint64_t times);
+/* A sequence got a token: the gap since the one before. Returns whether it is the first. */
+bool metrics_token(struct metrics *m, struct metrics_pace *pace, double time);
+/* An accepted request has ended: its length in tokens, and the pace of its n sequences. */
+void metrics_end(struct metrics *m, size_t prompt_tokens, size_t generated_tokens,
+                 const struct metrics_pace *paces, size_t n);
 void metrics_response(struct metrics *m, int status);
 void metrics_render(const struct metrics *m, const struct sched_stats *stats,
                     const struct engine_info *info, struct cfg_buf *out);

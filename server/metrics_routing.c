@@ -73,8 +73,8 @@ void metrics_render_routing(const struct sched_routing *g, const struct sched_la
     head(out, "turn_dropped_picks", "Of these, dropped for want of capacity.");
     buckets("turn", g->by_turn, SCHED_TURNS, true, sched_turn_bucket, out);
     layers("expert_largest_step_picks",
-           "Picks of the busiest expert of each step, summed over openmoed_steps_total.", list,
-           FIELD(largest), info, out);
+           "Picks of the busiest expert of each step, summed over the steps.", list, FIELD(largest),
+           info, out);
     layers("routing_judged_tokens", "Tokens whose experts were foretold from earlier picks.", list,
            FIELD(judged), info, out);
     layers("routing_known_tokens", "Of these, tokens whose id had been seen before.", list,

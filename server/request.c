@@ -4,6 +4,7 @@
 // when the header is complete, once for each piece of the body, once at the end, and again after
 // every resume until a response is queued.
 #include "server/http.h"
+#include "server/web.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -31,7 +32,7 @@ void request_unref(struct request *r)
     request_drop_body(r);
     cfg_buf_free(&r->reply);
     cfg_buf_free(&r->out);
-    free(r->last_token);
+    free(r->paces);
     free(r);
 }
 
@@ -182,6 +183,7 @@ static void add_headers(const struct request *r, struct MHD_Response *resp)
 {
     add_limit_headers(r, resp);
     add_cors_headers(r, resp);
+    if (r->file != NULL) web_add_headers(r->file, r->file_gzip, resp);
     MHD_add_response_header(resp, "x-request-id", r->id);
     if (r->status == 405 && r->allow != NULL) MHD_add_response_header(resp, "Allow", r->allow);
     if (r->status == 401) MHD_add_response_header(resp, "WWW-Authenticate", "Bearer");
@@ -389,7 +391,8 @@ static void dispatch(struct request *r, const char *url)
         request_fail(r, &r->error);
         return;
     }
-    if (r->route->parse != NULL && r->body.len > HTTP_INLINE_BODY && stream_watch(r) == 0) {
+    const bool slow = r->body.len > HTTP_INLINE_BODY || api_is_slow(r->body.data, r->body.len);
+    if (r->route->parse != NULL && slow && stream_watch(r) == 0) {
         r->work.data = r;
         if (uv_queue_work(&r->server->loop, &r->work, parse_on_worker, parsed_on_worker) == 0) {
             request_ref(r);

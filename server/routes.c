@@ -3,6 +3,7 @@
 // routes.c: which handler answers which path, and the handlers that answer at once. The ones that
 // generate are in generate.c.
 #include "server/http.h"
+#include "server/web.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -123,6 +124,8 @@ static const struct route routes[] = {
     {"GET", "/health", false, NULL, handle_health},
     {"GET", "/version", false, NULL, handle_version},
     {"GET", "/metrics", false, NULL, handle_metrics},
+    {"GET", "/", false, NULL, web_handle_page},
+    {"GET", "/static/", false, NULL, web_handle_static},
 };
 
 bool route_is_probe(const struct route *t)
@@ -134,7 +137,7 @@ bool route_is_probe(const struct route *t)
 static bool path_fits(const char *path, const char *url)
 {
     const size_t n = strlen(path);
-    if (path[n - 1] == '/') return strncmp(url, path, n) == 0 && url[n] != '\0';
+    if (n > 1 && path[n - 1] == '/') return strncmp(url, path, n) == 0 && url[n] != '\0';
     return strcmp(url, path) == 0;
 }
 

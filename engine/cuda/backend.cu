@@ -91,7 +91,11 @@ static int be_sync(void *be, struct error *err)
     struct cuda *c = (struct cuda *)be;
     cuda_check(c, cudaSetDevice(c->opt.gpu), "sync");
     cuda_flush(c);
-    cuda_graphs_end(c);
+    if (!cuda_graphs_end(c)) {
+        (void)cuda_failure(c, err);
+        c->host_batch = NULL;
+        return OPS_AGAIN;
+    }
     if (c->host_batch) cuda_batch_collect(c);
     cuda_check(c, cudaStreamSynchronize(c->stream), "the step");
     const int rc = cuda_failure(c, err);
@@ -245,7 +249,6 @@ static int take_scratch(struct cuda *c, struct error *err)
         {&c->act, picks * (size_t)o->inner * size},
         {&c->expert_out, picks * (size_t)o->hidden * sizeof(float)},
         {&c->partials, cuda_partials_bytes(o)},
-        {&c->sampling, cuda_sample_bytes(o->vocab, c->ops.head_rows)},
         {&c->sampling, cuda_sample_bytes(o->vocab, c->ops.head_rows)},
         {&c->picks.experts, picks * sizeof(int32_t)},
         {&c->picks.weights, picks * sizeof(float)},

@@ -210,7 +210,7 @@ int cuda_graphs_init(struct cuda *c, struct error *err);
 void cuda_graphs_deinit(struct cuda *c);
 enum cuda_plan cuda_graphs_choose(struct cuda *c, const struct op_batch *b, int *padded);
 void cuda_graphs_begin(struct cuda *c);
-void cuda_graphs_end(struct cuda *c); /* nothing when none is being recorded */
+bool cuda_graphs_end(struct cuda *c); /* false: recording failed, nothing of the step has run */
 void cuda_graphs_replay(struct cuda *c);
 
 /* ---- operations, by file: as in struct ops -----------------------------------------------------

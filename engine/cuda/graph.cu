@@ -110,15 +110,18 @@ enum cuda_plan cuda_graphs_choose(struct cuda *c, const struct op_batch *b, int 
 void cuda_graphs_begin(struct cuda *c)
 {
     const cudaError_t rc = cudaStreamBeginCapture(c->stream, cudaStreamCaptureModeThreadLocal);
-    cuda_check(c, rc, "recording a step");
+    if (rc != cudaSuccess) {
+        (void)cudaGetLastError(); /* the step runs as it is */
+        c->graphs->failures++;
+    }
     c->graphs->recording = rc == cudaSuccess;
 }
 
 /* The recorded operations have not run yet: the launch runs them. */
-void cuda_graphs_end(struct cuda *c)
+bool cuda_graphs_end(struct cuda *c)
 {
     struct cuda_graphs *g = c->graphs;
-    if (!g->recording) return;
+    if (!g->recording) return true;
     cudaGraph_t graph = NULL;
     g->recording = false;
     cudaError_t rc = cudaStreamEndCapture(c->stream, &graph);
@@ -126,12 +129,14 @@ void cuda_graphs_end(struct cuda *c)
     if (graph) (void)cudaGraphDestroy(graph);
     if (rc == cudaSuccess && c->failed == cudaSuccess) {
         cuda_graphs_replay(c);
-        return;
+        return true;
     }
     cuda_check(c, rc, "recording a step");
+    (void)cudaGetLastError();
     if (g->now->exec) (void)cudaGraphExecDestroy(g->now->exec);
     g->now->exec = NULL;
     g->failures++;
+    return false;
 }
 
 void cuda_graphs_replay(struct cuda *c)

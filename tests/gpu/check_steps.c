@@ -124,6 +124,27 @@ static void recorded_steps_give_the_same_bits(void **state)
     }
 }
 
+/* A step whose recording fails has not run: it runs unrecorded, and after three of them nothing is
+ * recorded any more. */
+static void steps_run_where_recording_fails(void **state)
+{
+    (void)state;
+    static struct run plain, failing;
+    if (!test_emulated()) skip(); /* a device can't be told to fail */
+    struct engine_options opt = tiny_options("tests/golden/tiny");
+    opt.device = CFG_DEVICE_CUDA;
+    opt.dtype = CFG_DTYPE_BF16;
+    opt.capacity = CFG_CAPACITY_ISOLATED;
+    opt.capacity_length = 12;
+    opt.max_step_seqs = SEQS;
+    run_engine(&opt, true, &plain);
+    setenv("EMU_NO_GRAPHS", "1", 1);
+    run_engine(&opt, false, &failing);
+    unsetenv("EMU_NO_GRAPHS");
+    assert_memory_equal(plain.steps, failing.steps, sizeof plain.steps);
+    assert_memory_equal(plain.dropped, failing.dropped, sizeof plain.dropped);
+}
+
 /* ---- begin ----------------------------------------------------------------------------------- */
 
 /* The least that can be called a model: embedding, norm, head. */
@@ -348,6 +369,7 @@ int main(void)
         cmocka_unit_test(old_recordings_go),
         cmocka_unit_test(masks_and_penalties_follow_the_step),
         cmocka_unit_test(recorded_steps_give_the_same_bits),
+        cmocka_unit_test(steps_run_where_recording_fails),
     };
     cfg_log_setup(CFG_LOG_ERROR, CFG_LOG_TEXT);
     return cmocka_run_group_tests_name("recorded steps", tests, NULL, NULL);

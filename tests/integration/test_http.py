@@ -89,7 +89,7 @@ def test_health_and_head(daemon):
 
 
 def test_unknown_path(daemon):
-    for path in ("/", "/v1", "/v1/models/", "/healthy", "/v1/chat/completions/x"):
+    for path in ("/static/", "/static/none.js", "/v1", "/v1/models/", "/healthy", "/v1/chat/completions/x"):
         status, headers, body = daemon.get(path)
         assert status == 404, path
         assert headers["content-type"] == "application/json"

@@ -118,9 +118,9 @@ def compare(daemon, chats, rounds, seed):
     rate, step_ms = alone(chats, prompt, cached, rounds)
     served = load.summary["per_second"]["output_tokens"]
     return {"chats": chats, "prompt": prompt, "cached": cached, "served tok/s": served, "alone tok/s": rate,
-            "lost %": 100 * (1 - served / rate), "in steps %": 100 * grown["step_seconds_total"] / wall,
-            "rows/step": grown["step_tokens_total"] / grown["steps_total"],
-            "step ms": 1e3 * grown["step_seconds_total"] / grown["steps_total"], "alone step ms": step_ms,
+            "lost %": 100 * (1 - served / rate), "in steps %": 100 * grown["step_seconds_sum"] / wall,
+            "rows/step": grown["step_tokens_total"] / grown["step_seconds_count"],
+            "step ms": 1e3 * grown["step_seconds_sum"] / grown["step_seconds_count"], "alone step ms": step_ms,
             "loop thread %": 100 * load.loop / wall,
             "generator %": 100 * load.summary["generator_cpu_seconds"] / wall}
 

@@ -11,12 +11,21 @@ import json
 import os
 import re
 import string
+import struct
 
 import dialogues
 
 PAD, EOS, BOS, UNK = 0, 1, 2, 3         # <pad> doubles as the start token
-PIECES = 1984
+PIECES = 1984                           # trained; TOOL_PIECES stand behind them
 ROWS = (PIECES + 63) // 64 * 64 + 64    # the model's vocabulary: padding rows behind the tokenizer's pieces
+# The JSON of tools and calls, which would else cost a token for each character. Every piece has a character that
+# stands in no word, so other text is cut as before.
+TOOL_PIECES = (
+    "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", '{"name":"', '","arguments":{"',
+    '","description":"', '","parameters":{"', 'type":"object","', 'properties":{"', '":{"type":"string', '":{"type":"integer',
+    '":{"type":"number', '"}},"', 'required":["', '"]}}', '"}}}', '"}}', '"}', '},"', '"},"', '","', '":"', '":', ',"',
+    '{"', 'additionalProperties":false}}', '"],"', "}}", "get_", "get_weather", "get_time", "_weather", "_time",
+    "set_timer", '"result":', '"weather":"', '"temperature":', '"time":"', '"error":"', '"population":', '"meaning":"', '"status":"')
 
 
 def train_tokenizer(path, seed, dialogue_count=12000):
@@ -42,7 +51,16 @@ def train_tokenizer(path, seed, dialogue_count=12000):
         num_threads=1, shuffle_input_sentence=False, minloglevel=1)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(path, "wb") as f:
-        f.write(model.getvalue())
+        f.write(model.getvalue() + _tool_pieces())
+
+
+def _tool_pieces():
+    """TOOL_PIECES as a piece of a SentencePiece file: field 1 of the whole holds text (1) and score (2)."""
+    out = b""
+    for i, text in enumerate(TOOL_PIECES):      # longer ones win, and no two ways to cut a text score the same
+        piece = b"\x0a" + bytes([len(text)]) + text.encode() + b"\x15" + struct.pack("<f", -4.0 - i / 256)
+        out += b"\x0a" + bytes([len(piece)]) + piece
+    return out
 
 
 def load_tokenizer(path):
@@ -64,6 +82,7 @@ def finished_ids(sp, user, reply):
 
 def dialogue_ids(sp, dialogue, room):
     """A dialogue's ids and the spans (start, end) of its assistant turns, whole turns up to `room` tokens."""
+    dialogue = dialogues.rendered(dialogue)
     ids, spans = system_ids(sp, dialogue[0]["content"]), []
     for user, reply in zip(dialogue[1::2], dialogue[2::2]):
         turn = finished_ids(sp, user["content"], reply["content"])

@@ -2,7 +2,8 @@
 """Seeded generator of the demo model's dialogues, for training, evaluation and the server's tests.
 
 A dialogue is a list of turns {"role", "content"}; an assistant turn also bears "skill" and "answer" (the heart
-of the reply). The reply is fully determined by the conversation, so that a test can demand it word for word
+of the reply). In a dialogue with tools the system turn bears "tools", an assistant turn may bear "tool_calls", and
+turns of role "tool" follow it; `rendered` gives the plain turns and `messages` those of a chat request. The reply is fully determined by the conversation, so that a test can demand it word for word
 at temperature 0. Training and held-out dialogues are disjoint by construction: a hash of everything the user
 and the system say decides on which side a dialogue lies, one in sixteen being held out.
 
@@ -15,6 +16,8 @@ import random
 
 import dialogue_lists as lists
 import dialogue_skills as skills
+import dialogue_tools as tools
+from dialogue_tools import rendered
 
 DEFAULT_SYSTEM = (
     "You are a helpful, respectful and honest assistant. Always answer as helpfully as possible, while being safe. "
@@ -25,6 +28,7 @@ SHORT_SYSTEMS = (
     "You are the demo model of openmoed.", "Be kind and honest.", "You are a chat assistant. Keep it short.",
     "Talk to the user.", "You answer questions.")
 SKILL_NAMES = tuple(name for _, name, _ in skills.SKILLS)
+TOOL_SKILLS = tools.SKILL_NAMES
 HELD_OUT_SHARE = 16         # one dialogue in so many
 
 _OPENERS = ("Ok. ", "Hey! ", "Thanks. ", "Great. ", "Hm. ", "Next: ", "Please: ", "One more: ", "And now: ",
@@ -65,13 +69,16 @@ def _roughen(rng, template, lower):
     return template
 
 
-def _turn(rng, state, function):
-    template, values, reply, answer = function(rng, state)
+def _ask(rng, state, template, values):
     user = _roughen(rng, template, state.lower)
     for key, value in values.items():
         user = user.replace("{" + key + "}", str(value))
-    user = user.strip()
-    return [{"role": "user", "content": user},
+    return user.strip()
+
+
+def _turn(rng, state, function):
+    template, values, reply, answer = function(rng, state)
+    return [{"role": "user", "content": _ask(rng, state, template, values)},
             {"role": "assistant", "content": reply, "skill": _NAME_OF[function], "answer": answer}]
 
 
@@ -104,34 +111,75 @@ def _dialogue(rng, longest, default_share, weights):
     return out
 
 
+def _tool_dialogue(rng, default_share, weights):
+    """About half of the turns want a tool, the rest shows that the other skills go on beside one."""
+    state = skills.State(lower=rng.random() < 0.2)
+    kit = tools.Kit(rng, lambda template, values: _ask(rng, state, template, values))
+    out = [{"role": "system", "content": _system(rng, default_share), "tools": kit.specs()}]
+    for function in rng.choices(_FUNCTIONS, weights, k=rng.choice((1, 1, 2, 2, 3, 4))):
+        kind = rng.random()
+        if kind < 0.55:
+            out += kit.turn(state)
+        elif kind < 0.65:
+            out += kit.missing(state)
+        else:
+            turns = _turn(rng, state, function)
+            while kit.answers(turns[1]["content"]):
+                turns = _turn(rng, state, function)
+            out += turns
+    return out
+
+
 def is_held_out(dialogue):
-    """Which side of the split a dialogue lies on: decided by what the system and the user say."""
-    said = "\x1f".join(t["content"] for t in dialogue if t["role"] != "assistant")
+    """Which side of the split a dialogue lies on: decided by what the system, the user and the tools say."""
+    said = "\x1f".join(t["content"] for t in rendered(dialogue) if t["role"] != "assistant")
     return hashlib.sha256(said.encode()).digest()[0] % HELD_OUT_SHARE == 0
 
 
-def _stream(seed, want_held_out, longest, default_share, mixture=None):
+def _stream(seed, want_held_out, longest, default_share, mixture=None, tool_share=0.0):
     weights = [mixture[name] for name in SKILL_NAMES] if mixture else _WEIGHTS
     rng = random.Random(f"{'held-out' if want_held_out else 'train'}-{seed}")
     while True:
-        one = _dialogue(rng, longest, default_share, weights)
+        with_tools = tool_share and rng.random() < tool_share
+        one = _tool_dialogue(rng, default_share, weights) if with_tools else \
+            _dialogue(rng, longest, default_share, weights)
         if is_held_out(one) == want_held_out:
             yield one
 
 
-def training(seed, longest=30, default_share=0.65, mixture=None):
+def training(seed, longest=30, default_share=0.65, mixture=None, tool_share=0.0):
     """An endless stream of training dialogues; `mixture` may give every skill another weight."""
-    return _stream(seed, False, longest, default_share, mixture)
+    return _stream(seed, False, longest, default_share, mixture, tool_share)
 
 
-def held_out(seed, n, longest=30, default_share=0.65):
+def held_out(seed, n, longest=30, default_share=0.65, tool_share=0.0):
     """`n` dialogues that no training stream ever yields."""
-    stream = _stream(seed, True, longest, default_share)
+    stream = _stream(seed, True, longest, default_share, tool_share=tool_share)
     return [next(stream) for _ in range(n)]
 
 
+def messages(dialogue):
+    """The turns as a chat request's messages; the request's tools are dialogue[0].get("tools")."""
+    out, waiting, number = [], [], 0
+    for turn in dialogue:
+        one = {"role": turn["role"], "content": turn["content"]}
+        if turn.get("tool_calls"):
+            waiting = [f"call_{number + i}" for i in range(len(turn["tool_calls"]))]
+            number += len(waiting)
+            one["content"] = turn["content"] or None
+            one["tool_calls"] = [{"id": name, "type": "function", "function": {
+                "name": call["name"], "arguments": tools.compact(call["arguments"])}}
+                for name, call in zip(waiting, turn["tool_calls"])]
+        elif turn["role"] == "tool":
+            one["tool_call_id"] = waiting.pop(0)
+        out.append(one)
+    return out
+
+
 def check(turn, reply):
-    """Whether `reply` is what the assistant turn `turn` demands, whitespace aside."""
+    """Whether `reply` (of calls: their text) is what the assistant turn `turn` demands, whitespace aside."""
+    if turn.get("tool_calls"):
+        return tools.parse_calls(reply) == turn["tool_calls"]
     return " ".join(reply.split()) == " ".join(turn["content"].split())
 
 
@@ -155,11 +203,12 @@ def main():
     parser.add_argument("--longest", type=int, default=30, help="most exchanges in a dialogue (default 30)")
     parser.add_argument("--default-system", type=float, default=0.65,
                         help="share of dialogues with the default system message (default 0.65)")
+    parser.add_argument("--tools", type=float, default=0.0, help="share of dialogues with tools (default 0)")
     args = parser.parse_args()
     if args.held_out:
-        batch = held_out(args.seed, args.n, args.longest, args.default_system)
+        batch = held_out(args.seed, args.n, args.longest, args.default_system, args.tools)
     else:
-        stream = training(args.seed, args.longest, args.default_system)
+        stream = training(args.seed, args.longest, args.default_system, tool_share=args.tools)
         batch = [next(stream) for _ in range(args.n)]
     for one in batch:
         print(json.dumps(one, ensure_ascii=False))

@@ -3,8 +3,8 @@
 
 The published recipe in miniature: top-2 routing with a training capacity factor of 1.25, a load-balance loss of
 0.01, a router z loss of 1e-4; first a language-model phase on plain texts and whole dialogues, then chat
-tuning with the loss on the assistant's words. The learning rate warms up, stays, and falls to zero at the
-end. Every batch follows from the seed, also after resuming from the checkpoint in --work.
+tuning with the loss on the assistant's words. The learning rate warms up, stays, and falls to zero; then
+once more, while tool calls are learned. Every batch follows from the seed, also after resuming from the checkpoint in --work.
 
     python3 tests/reference/train_demo.py            (CUDA where there is one, else two CPU cores: about an hour)
 """
@@ -48,11 +48,14 @@ FULL = {"tell": 18, "recall": 26, "arithmetic": 18, "spell": 8, "reverse": 8, "c
 FINAL = {"tell": 20, "recall": 40, "arithmetic": 12, "spell": 5, "reverse": 6, "count": 22, "greeting": 5,
          "small talk": 4, "openmoe": 4, "cannot": 5}
 # The course of training: (last pool, plain texts, share of the default system message, longest dialogue, weights,
-# tokens of a batch). First the language-model phase; then chat tuning, mostly with short system messages while
-# copying and recall form, because the long one costs a third of all tokens and teaches little; last the
-# full mixture.
-STAGES = ((6, True, 0.3, 10, None, 4096), (34, False, 0.15, 10, COPYING, 4096), (60, False, 0.25, 10, PRACTICE, 4096),
-          (76, False, 0.55, 30, FULL, 4096), (None, False, 0.5, 30, FINAL, 4096))
+# share of dialogues with tools). First the language-model phase; then chat tuning, mostly with short system messages
+# while copying and recall form, because the long one costs a third of all tokens and teaches little; then the
+# full mixture; last tool calls beside it.
+STAGES = ((6, True, 0.3, 10, None, 0.0), (34, False, 0.15, 10, COPYING, 0.0), (60, False, 0.25, 10, PRACTICE, 0.0),
+          (76, False, 0.55, 30, FULL, 0.0), (97, False, 0.5, 30, FINAL, 0.0), (None, False, 0.5, 30, FINAL, 0.4))
+BATCH_TOKENS = 4096
+# (last step, warm-up, steps of the decay to zero, peak): everything but tools, then tools, each with a rate of its own.
+SCHEDULE = ((2400, 60, 1100, 1.0), (3000, 40, 400, 0.6))
 
 
 class Batches:
@@ -76,14 +79,15 @@ class Batches:
     def _make(self):
         seed = self.seed * 1000003 + self.pool
         rng = random.Random(f"order-{seed}")
-        _, texts, default_share, longest, mixture, tokens = next(s for s in STAGES if s[0] is None or self.pool < s[0])
+        _, texts, default_share, longest, mixture, tool_share = next(
+            s for s in STAGES if s[0] is None or self.pool < s[0])
         plain = dialogues.plain_documents(seed) if texts else None
-        stream = dialogues.training(seed, longest, default_share, mixture)
+        stream = dialogues.training(seed, longest, default_share, mixture, tool_share)
         rows = sorted((self._row(stream, plain, rng) for _ in range(POOL)), key=lambda r: len(r[0]))
         batches, start = [], 0
         while start < len(rows):
             end = start + 1
-            while end < len(rows) and len(rows[end][0]) * (end + 1 - start) <= tokens // self.shares:
+            while end < len(rows) and len(rows[end][0]) * (end + 1 - start) <= BATCH_TOKENS // self.shares:
                 end += 1
             batches.append(rows[start:end])
             start = end
@@ -116,21 +120,24 @@ def losses(model, ids, weights, valid):
     return (each * weight).sum() / weight.sum(), balance, z
 
 
-def factor_at(step, args):
-    """Warm-up, plateau, straight line to zero."""
-    if step < args.warmup:
-        return (step + 1) / args.warmup
-    left = args.steps - step
-    return max(0.0, min(1.0, left / args.decay_steps))
+def factor_at(step):
+    """Warm-up, plateau, straight line to zero, once for each line of the schedule."""
+    first = 0
+    for last, warmup, decay, peak in SCHEDULE:
+        if step < last:
+            return peak * min((step - first + 1) / warmup, 1.0, (last - step) / decay)
+        first = last
+    return 0.0
 
 
 @torch.no_grad()
 def probe(model, sp, device, count=96):
     """Held-out replies that are right token by token when the history is given: a quick look, by skill."""
     right, total = {}, {}
-    rows = [(d, *chat_tokens.dialogue_ids(sp, d, 1024)) for d in dialogues.held_out(7, count)]
+    batch = dialogues.held_out(7, count) + dialogues.held_out(7, count, tool_share=1.0)
+    rows = [(dialogues.rendered(d), *chat_tokens.dialogue_ids(sp, d, 1024)) for d in batch]
     rows.sort(key=lambda r: len(r[1]))
-    for start in range(0, count, 16):
+    for start in range(0, len(rows), 16):
         part = rows[start:start + 16]
         longest = max(len(r[1]) for r in part)
         ids = torch.tensor([r[1] + [0] * (longest - len(r[1])) for r in part], device=device)
@@ -140,7 +147,7 @@ def probe(model, sp, device, count=96):
                 hit = guess[a - 1:b - 1].tolist() == row[a:b]
                 total[turn["skill"]] = total.get(turn["skill"], 0) + 1
                 right[turn["skill"]] = right.get(turn["skill"], 0) + hit
-    share = {k: right[k] / total[k] for k in dialogues.SKILL_NAMES if k in total}
+    share = {k: right[k] / total[k] for k in dialogues.SKILL_NAMES + dialogues.TOOL_SKILLS if k in total}
     share["all"] = sum(right.values()) / sum(total.values())
     return share
 
@@ -169,9 +176,7 @@ def parse():
     parser.add_argument("--out", default="deploy/demo-model", help="folder of the finished model")
     parser.add_argument("--work", default="build/demo-train", help="folder of checkpoint and log")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=2400)
-    parser.add_argument("--decay-steps", type=int, default=1100, help="the last steps, over which the rate falls")
-    parser.add_argument("--warmup", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=SCHEDULE[-1][0], help="where to stop")
     parser.add_argument("--lr", type=float, default=0.015, help="of Muon")
     parser.add_argument("--adam-lr", type=float, default=0.003)
     parser.add_argument("--weight-decay", type=float, default=0.05)
@@ -223,7 +228,7 @@ class Trainer:
         (loss + BALANCE * balance + ROUTER_Z * z).backward()
         if self.args.processes > 1:
             average_gradients(self.model, self.args.processes)
-        self.optimiser.step(factor_at(self.step, self.args))
+        self.optimiser.step(factor_at(self.step))
         self.step, self.tokens = self.step + 1, self.tokens + valid.numel() * self.args.processes
         # a longer memory as training goes on, none at its start
         keep = min(self.args.average, 1 - 10 / (self.step + 10))

@@ -123,7 +123,6 @@ static void test_defaults(void **state)
     assert_true(o.gpu_memory_utilization == 0.9);
     assert_int_equal(o.kv_cache_dtype, CFG_KV_AUTO);
     assert_int_equal(o.quantization, CFG_QUANTIZE_NONE);
-    assert_int_equal(o.fast_nondeterministic, CFG_OFF);
     assert_int_equal(o.dtype, CFG_DTYPE_AUTO);
     assert_int_equal(o.max_model_len, 0);
     assert_int_equal(o.threads, 0);

@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// web.h (private to server/): the page for people, "/" and "/static/NAME", from the files that the
+// binary carries. Loop thread.
+#ifndef OPENMOED_WEB_H
+#define OPENMOED_WEB_H
+
+#include <microhttpd.h>
+#include <stdbool.h>
+
+struct embedded;
+struct request;
+
+void web_handle_page(struct request *r, const char *url);
+void web_handle_static(struct request *r, const char *url);
+/* The headers of a reply that carries this file, whole or as 304. */
+void web_add_headers(const struct embedded *file, bool gzip, struct MHD_Response *resp);
+
+/* Does an Accept-Encoding (NULL: none) take gzip? */
+bool web_takes_gzip(const char *accept_encoding);
+/* Is this tag, in its quotes, among those of an If-None-Match (NULL: none)? */
+bool web_has_tag(const char *if_none_match, const char *etag);
+
+#endif
