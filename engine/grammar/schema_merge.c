@@ -29,9 +29,10 @@ static void refer(struct merge *m, cJSON *into, const char *key, const cJSON *v)
         nfa_fail(m->c->n, CFG_ENOMEM, "no memory for a schema");
 }
 
+/* What stood there before is kept: v may refer to parts of it. */
 static void own(struct merge *m, const char *key, cJSON *v)
 {
-    cJSON_DeleteItemFromObjectCaseSensitive(m->into, key);
+    cJSON_AddItemToArray(m->c->made, cJSON_DetachItemFromObjectCaseSensitive(m->into, key));
     if (!v || !cJSON_AddItemToObject(m->into, key, v)) {
         cJSON_Delete(v);
         nfa_fail(m->c->n, CFG_ENOMEM, "no memory for a schema");
