@@ -11,7 +11,7 @@ for t in "$1"/fuzz_*; do
     mkdir -p "$1/corpus/$name"
     seeds=
     [ -d "tests/fuzz/corpus/$name" ] && seeds=tests/fuzz/corpus/$name
-    if "$t" -max_total_time="$2" -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 -artifact_prefix="$1/" \
+    if "$t" -max_total_time="$2" -timeout=120 -rss_limit_mb=2048 -print_final_stats=1 -artifact_prefix="$1/" \
         "$1/corpus/$name" $seeds >"$t.log" 2>&1; then
         passed=$((passed + 1))
         echo "fuzz $name: $(sed -n 's/stat::number_of_executed_units: *//p' "$t.log") inputs, no failure"

@@ -43,13 +43,14 @@ static bool alike(const struct minimize *m, uint32_t s, uint32_t t)
 {
     const struct automaton *a = m->a;
     const uint16_t *x = a->next + (size_t)s * a->n_classes, *y = a->next + (size_t)t * a->n_classes;
-    const struct rule_call *c = a->calls + a->call_at[s], *d = a->calls + a->call_at[t];
-    const uint32_t n = a->call_at[s + 1] - a->call_at[s];
-    if (m->kind[s] != m->kind[t] || n != a->call_at[t + 1] - a->call_at[t]) return false;
+    const uint32_t c = a->call_at[s], d = a->call_at[t], n = a->call_at[s + 1] - c;
+    if (m->kind[s] != m->kind[t] || n != a->call_at[t + 1] - d) return false;
     for (uint32_t k = 0; k < a->n_classes; k++)
         if (m->kind[x[k]] != m->kind[y[k]]) return false;
     for (uint32_t i = 0; i < n; i++)
-        if (c[i].rule != d[i].rule || m->kind[c[i].back] != m->kind[d[i].back]) return false;
+        if (a->calls[c + i].rule != a->calls[d + i].rule ||
+            m->kind[a->calls[c + i].back] != m->kind[a->calls[d + i].back])
+            return false;
     return true;
 }
 

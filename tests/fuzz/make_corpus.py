@@ -89,6 +89,16 @@ def main():
         image += b"".join(struct.pack("<I", i) + slots for i, slots in records.items())
         write("routing_table", name, image + bytes(8))
 
+    # The first byte is the kind, the second how to walk.
+    schema = {"type": "object", "properties": {"a": {"type": "integer", "minimum": 2}, "b": {"anyOf": [
+        {"type": "string", "pattern": "^a+$"}, {"$ref": "#"}]}}, "required": ["a"], "allOf": [{"$ref": "#/$defs/x"}],
+        "$defs": {"x": {"properties": {"a": {"maximum": 9}}}}}
+    tools = {"tools": [{"name": "f", "parameters": {"type": "object", "properties": {"x": {"type": "string"}}}}]}
+    grammars = ("", json.dumps(schema), r"(a|b\d{1,3})*[^x-z]?", '["yes","no","\u00e9"]',
+                'root ::= "a" x* # so\nx ::= [0-9]+ | "(" root ")" | "b"{2,3}', json.dumps(tools))
+    for kind, grammar in enumerate(grammars):
+        write("grammar", f"kind{kind}", bytes([kind, 7 * kind]) + grammar.encode())
+
 
 if __name__ == "__main__":
     main()
