@@ -60,19 +60,20 @@ $(BUILD)/obj/%.o: %.cc
 	@echo "  c++ $<"
 	@$(CXX) $(ALL_CXXFLAGS) -MMD -MP -c $< -o $@
 
-# ---- files that the daemon carries (server/embedded.h): the page for people, and its libraries
-EMBEDDED := $(filter-out %.sh,$(wildcard server/web/*)) $(BUILD)/web/libraries.js $(BUILD)/web/licenses.txt
+# ---- files that the daemon carries (server/embedded.h): the page for people, and its libraries; what
+# the interface is
+EMBEDDED := server/openapi.json $(filter-out %.sh,$(wildcard server/web/*)) $(BUILD)/embedded/libraries.js $(BUILD)/embedded/licenses.txt
 
 .DELETE_ON_ERROR:
-$(BUILD)/web/libraries.js $(BUILD)/web/licenses.txt &: server/web/libraries.sh
+$(BUILD)/embedded/libraries.js $(BUILD)/embedded/licenses.txt &: server/web/libraries.sh
 	@mkdir -p $(@D)
 	@$< $(@D)
 
-$(BUILD)/web/embedded.c: server/embed.sh $(EMBEDDED) Makefile
+$(BUILD)/embedded/embedded.c: server/embed.sh $(EMBEDDED) Makefile
 	@mkdir -p $(@D)
 	@server/embed.sh $@ $(EMBEDDED)
 
-$(BUILD)/obj/embedded.o: $(BUILD)/web/embedded.c
+$(BUILD)/obj/embedded.o: $(BUILD)/embedded/embedded.c
 	@mkdir -p $(@D)
 	@echo "  cc  $<"
 	@$(CC) $(ALL_CFLAGS) -MMD -MP -c $< -o $@
@@ -200,13 +201,19 @@ $(BUILD)/gpu/dialogues.jsonl: $(wildcard tests/reference/dialogue*.py)
 	python3 tests/reference/dialogues.py --held-out --n 40 --seed 2026 > $@
 
 # On a GPU: all checks, then the benchmarks, one table at the end. gpu-kit makes the folder to carry to a
-# machine that has a GPU but not our Debian packages; there, tests/gpu/check-gpu.sh does the same.
-gpu-kit: $(BUILD)/openmoed cuda $(GPU_CHECK) $(EMU_UNIT) $(addprefix $(BUILD)/gpu/,$(DEVICE_TESTS) dialogues.jsonl) \
-         $(BUILD)/bench/bench_gpu $(BUILD)/load/chatload
-	@tests/gpu/make-kit.sh $(BUILD)
+# machine that has a GPU but not our Debian packages; there, tests/gpu/check-gpu.sh does the same. A dry run
+# does it all at small sizes on the emulated device.
+KIT_PARTS := $(BUILD)/openmoed $(GPU_CHECK) $(EMU_UNIT) $(BUILD)/gpu/dialogues.jsonl \
+             $(addprefix $(BUILD)/bench/,bench_gpu bench_chats) $(BUILD)/load/chatload
+gpu-kit: $(KIT_PARTS) cuda $(addprefix $(BUILD)/gpu/,$(DEVICE_TESTS))
+	@tests/gpu/make-kit.sh $(BUILD) $(BUILD)/gpu-kit cuda
 
 check-gpu: gpu-kit
 	@tests/gpu/check-gpu.sh --kit $(BUILD)/gpu-kit
+
+check-gpu-dry: $(KIT_PARTS) $(BUILD)/cuda-emu/libopenmoed-cuda.so $(EMU_TESTS)
+	@tests/gpu/make-kit.sh $(BUILD) $(BUILD)/gpu-kit-emulated emulated
+	@tests/gpu/check-gpu.sh --dry --kit $(BUILD)/gpu-kit-emulated
 
 units: $(UNIT)
 benches: $(BENCH)
@@ -222,7 +229,7 @@ run:
 	@$(MAKE) --no-print-directory -j$(JOBS) all
 	build/openmoed --model deploy/demo-model $(ARGS)
 
-# Every suite: unit, golden and integration; the unit suites again under ASan+UBSan and TSan; each
+# Every suite: unit, golden, integration and the page in a browser; the unit suites again under ASan+UBSan and TSan; each
 # fuzz target for FUZZ_SECONDS; and part of the integration tests against the ASan daemon. The CUDA
 # backend has its own: check-emu, on an emulated device.
 # `make VARIANT=asan check-integration` runs them all (likewise tsan); that takes several times as long.
@@ -231,11 +238,11 @@ test:
 	@$(MAKE) --no-print-directory -j$(JOBS) cpu units
 	@$(MAKE) --no-print-directory check-units
 	@$(MAKE) --no-print-directory asan tsan fuzz
-	@$(MAKE) --no-print-directory check-integration
+	@$(MAKE) --no-print-directory check-integration check-web
 	@$(MAKE) --no-print-directory VARIANT=asan check-integration TESTS="$(SANITIZED)"
 
 # What of the integration tests also runs against the ASan daemon: those that send it the oddest things.
-SANITIZED := $(addprefix tests/integration/test_,http.py errors.py completions.py metrics.py)
+SANITIZED := $(addprefix tests/integration/test_,http.py errors.py completions.py metrics.py web.py)
 TESTS     := tests/integration
 
 JOBS         := $(shell nproc)
@@ -255,9 +262,14 @@ fuzz:
 check-integration: cpu build/venv/done
 	TEST_BINARY=$(CURDIR)/$(BUILD)/openmoed build/venv/bin/python -m pytest -q -p no:cacheprovider $(TESTS)
 
-build/venv/done: tests/integration/requirements.txt
+# The page for people, in headless Chromium; leaves screenshots in build/web.
+check-web: cpu build/venv/done
+	TEST_BINARY=$(CURDIR)/$(BUILD)/openmoed build/venv/bin/python -m pytest -q -p no:cacheprovider tests/web
+
+build/venv/done: tests/integration/requirements.txt tests/integration/requirements-litellm.txt
 	python3 -m venv build/venv
 	build/venv/bin/pip install -q --disable-pip-version-check -r $<
+	build/venv/bin/pip install -q --disable-pip-version-check --no-deps -r $(word 2,$^)
 	@touch $@
 
 # ---- measure, look after ------------------------------------------------------------------------------
@@ -298,5 +310,5 @@ clean:
          $(CU_SRCS:%=$(BUILD)/obj/%.d) $(EMU_OBJS:.o=.d) $(PIC_OBJS:.o=.d) \
          $(EMU_TESTS:$(BUILD)/cuda-emu/%=$(BUILD)/cuda-emu/tests/gpu/%.d) $(DEVICE_TESTS:%=$(BUILD)/obj/tests/gpu/%.cu.d)
 
-.PHONY: all units benches fuzzers cpu cuda check-device check-emu gpu-kit check-gpu run test check-units asan tsan fuzz check-integration bench lint format check install clean
+.PHONY: all units benches fuzzers cpu cuda check-device check-emu gpu-kit check-gpu check-gpu-dry run test check-units asan tsan fuzz check-integration check-web bench lint format check install clean
 .SECONDARY:

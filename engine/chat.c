@@ -7,7 +7,8 @@
 //
 // The markers <pad>, <s> and </s> are ids; what stands between two of them is encoded as one
 // string, because the pieces at a seam depend on both sides of it. A vocabulary without <s> gets it
-// as text. Any thread; nothing is kept between calls.
+// as text. A conversation that ends with the assistant's message ends with its text, so that the
+// model goes on with it. Any thread; nothing is kept between calls.
 #include <stdlib.h>
 #include <string.h>
 
@@ -99,19 +100,16 @@ static void add_system(struct cfg_buf *b, const struct engine_message *msgs, siz
 
 static int check_order(const struct engine_message *msgs, size_t n, struct error *err)
 {
-    const struct engine_message *first = NULL, *last = NULL;
+    const struct engine_message *first = NULL;
     for (size_t i = 0; i < n; i++) {
         if (!cfg_utf8_valid(msgs[i].text, msgs[i].n))
             return cfg_fail(err, CFG_EINVAL, "message %zu is not valid UTF-8", i);
         if (msgs[i].role == ENGINE_SYSTEM) continue;
         if (!first) first = &msgs[i];
-        last = &msgs[i];
     }
     if (!first) return cfg_fail(err, CFG_EINVAL, "the conversation has no user message");
     if (first->role != ENGINE_USER)
         return cfg_fail(err, CFG_EINVAL, "the conversation must begin with a user message");
-    if (last->role != ENGINE_USER)
-        return cfg_fail(err, CFG_EINVAL, "the conversation must end with a user message");
     return CFG_OK;
 }
 
@@ -128,6 +126,7 @@ static int add_turns(struct prompt *p, const struct engine_message *msgs, size_t
         if (i == n) return flush(p, err);
         cfg_buf_puts(&p->text, " ");
         i = add_run(&p->text, msgs, n, i, ENGINE_ASSISTANT);
+        if (i == n) return flush(p, err);
         cfg_buf_puts(&p->text, " ");
         rc = add_marker(p, tokenizer_eos_id(p->t), "</s>", err);
         if (rc) return rc;

@@ -205,7 +205,8 @@ struct engine_message {
 extern const char engine_default_system[]; /* used when no message has the system role */
 
 /* Prompt of a chat: system blocks first, then turns. Several system messages are joined by blank
- * lines; consecutive messages of one role likewise. The last message must be the user's. turns (may
+ * lines; consecutive messages of one role likewise. The last message is the user's, or the
+ * assistant's, which the model is to go on with: its text ends the prompt. turns (may
  * be NULL) has room for n_msgs positions and gets those where the *n_turns turns begin; the first
  * is 0, the system's. */
 int engine_chat_encode(const struct engine_tokenizer *t, const struct engine_message *msgs,

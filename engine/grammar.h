@@ -15,6 +15,7 @@ enum engine_grammar_kind {
     ENGINE_GRAMMAR_REGEX,  /* a regular expression (ECMA-262): texts that match as a whole */
     ENGINE_GRAMMAR_CHOICE, /* a JSON array of strings: one of them */
     ENGINE_GRAMMAR_GBNF,   /* rules in the notation of llama.cpp: what `root` derives */
+    ENGINE_GRAMMAR_TOOLS,  /* calls of functions, also after free text (engine/grammar/tools.c) */
 };
 
 /* Compiles n bytes of text for the tokenizer's vocabulary; *out has one reference, the caller's.

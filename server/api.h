@@ -40,17 +40,27 @@ struct api_grammars;
 struct api_grammars *api_grammars_new(size_t max_bytes);
 void api_grammars_free(struct api_grammars *c); /* c may be NULL */
 
+/* Responses that may be continued, at most so many and so many bytes: of one tenant, and in all.
+ * Any thread; NULL: no memory. */
+struct api_store;
+struct api_store_limits {
+    size_t tenant_n, tenant_bytes, n, bytes;
+};
+struct api_store *api_store_new(const struct api_store_limits *limits);
+void api_store_free(struct api_store *s); /* s may be NULL */
+
 /* What parsing needs to know of the daemon. Outlives every request; read-only but for what keeps
  * its own lock. */
 struct api_env {
     const struct engine_info *info;
     const struct engine_tokenizer *tokenizer; /* NULL: token-id prompts only */
-    const char *model_name; /* --served-model-name; NULL: none that this caller may use */
-    int64_t created;        /* unix seconds: /v1/models */
-    uint64_t secret[2];     /* random: keys the hash of cache_salt */
-    uint64_t seed;          /* --seed; 0 = a random one for each request */
-    int max_choices;        /* n times prompts, at most */
+    const char *model_name;        /* --served-model-name; NULL: none that this caller may use */
+    int64_t created;               /* unix seconds: /v1/models */
+    uint64_t secret[2];            /* random: keys the hash of cache_salt */
+    uint64_t seed;                 /* --seed; 0 = a random one for each request */
+    int max_choices;               /* n times prompts, at most */
     struct api_grammars *grammars; /* NULL: none are kept */
+    struct api_store *store;       /* NULL: likewise */
 };
 
 enum api_kind { API_CHAT, API_COMPLETION };
@@ -64,6 +74,10 @@ struct api_request;
  */
 int api_parse(struct api_request **out, enum api_kind kind, const char *body, size_t n,
               const struct api_env *env, struct api_error *err) CFG_WARN_UNUSED;
+/* The same for /v1/responses, whose earlier ones belong to a tenant each (0: there are none). */
+int api_parse_response(struct api_request **out, const char *body, size_t n,
+                       const struct api_env *env, uint32_t tenant,
+                       struct api_error *err) CFG_WARN_UNUSED;
 void api_request_free(struct api_request *r); /* r may be NULL */
 bool api_is_stream(const struct api_request *r);
 const char *api_request_id(const struct api_request *r); /* "chatcmpl-..." or "cmpl-..." */
@@ -85,6 +99,8 @@ void api_begin(struct api_request *r, struct cfg_buf *out);
  * after it an error event. */
 int api_event(struct api_request *r, size_t i, const struct sched_event *ev, struct cfg_buf *out,
               bool *cancel, struct api_error *err) CFG_WARN_UNUSED;
+/* The stream ends with this error. */
+void api_stream_error(struct api_request *r, const struct api_error *err, struct cfg_buf *out);
 bool api_finished(const struct api_request *r);            /* every choice has its finish_reason */
 size_t api_completion_tokens(const struct api_request *r); /* so far, all choices */
 /* The whole JSON answer, once api_finished. */
@@ -101,5 +117,14 @@ void api_models(const struct api_env *env, struct cfg_buf *out);
 int api_model(const char *id, const struct api_env *env, struct cfg_buf *out,
               struct api_error *err) CFG_WARN_UNUSED;
 void api_version(struct cfg_buf *out);
+/* /v1/responses/{id}: what was kept of it; DELETE; and its input items: limit 1 to 100, those
+ * behind the one with the id `after` (NULL: all), the newest first unless `ascending`. */
+int api_response_get(const char *id, const struct api_env *env, uint32_t tenant,
+                     struct cfg_buf *out, struct api_error *err) CFG_WARN_UNUSED;
+int api_response_delete(const char *id, const struct api_env *env, uint32_t tenant,
+                        struct cfg_buf *out, struct api_error *err) CFG_WARN_UNUSED;
+int api_response_items(const char *id, const struct api_env *env, uint32_t tenant, int limit,
+                       const char *after, bool ascending, struct cfg_buf *out,
+                       struct api_error *err) CFG_WARN_UNUSED;
 
 #endif

@@ -59,6 +59,14 @@ static void release(struct api_request *r, struct api_choice *c, bool all, bool 
     c->held.len -= gone;
 }
 
+void api_put_text(struct api_request *r, size_t i, const char *text, size_t n, struct cfg_buf *out)
+{
+    struct api_choice *c = &r->choices[i];
+    // The last event of a response's stream has all of it once more.
+    if (!r->stream || r->response) cfg_buf_append(&c->text, text, n);
+    if (r->stream && (n > 0 || !c->detok)) api_render_chunk(r, i, text, n, NULL, out);
+}
+
 /* Text on its way to the client, with the records it covers. */
 static void show(struct api_request *r, size_t i, const char *text, size_t n, struct cfg_buf *out)
 {
@@ -68,10 +76,10 @@ static void show(struct api_request *r, size_t i, const char *text, size_t n, st
     if (c->shown > c->pushed) c->shown = c->pushed;
     // Without a tokenizer every id is shown at once; it is all there is.
     release(r, c, !c->detok, false);
-    if (!r->stream)
-        cfg_buf_append(&c->text, text, n);
-    else if (n > 0 || !c->detok)
-        api_render_chunk(r, i, text, n, NULL, out);
+    if (r->tools.calls)
+        api_calls_show(r, i, text, n, out);
+    else
+        api_put_text(r, i, text, n, out);
 }
 
 /* One token of the prompt: the first is predicted by nothing. */
@@ -96,7 +104,12 @@ static void add_first_token(struct api_request *r, size_t i)
 
 static void prompt_score(struct api_request *r, size_t i, const struct sched_event *ev)
 {
-    if (!r->echo || r->sampling.n_logprobs < 0 || r->choices[i].begun) return;
+    struct api_choice *c = &r->choices[i];
+    if (api_scores_prompt(r, i)) {
+        if (ev->position == 1) api_prompt_logprobs_add(r, c, NULL);
+        api_prompt_logprobs_add(r, c, &ev->result);
+    }
+    if (!api_scores_echo(r) || c->begun) return;
     if (ev->position == 1) add_first_token(r, i);
     add_prompt_token(r, i, &ev->result, false);
 }
@@ -109,7 +122,7 @@ static void begin(struct api_request *r, size_t i, struct cfg_buf *out)
     c->begun = true;
     if (!r->echo) return;
     const struct api_prompt *p = &r->prompts[i / r->n];
-    if (r->sampling.n_logprobs >= 0 && p->n == 1) add_first_token(r, i);
+    if (api_scores_echo(r) && p->n == 1) add_first_token(r, i);
     // What the tokens add up to may differ from the text where the tokenizer normalised it.
     c->chars = api_count_chars(p->text, p->text_len);
     if (r->stream)
@@ -123,6 +136,7 @@ static void finish(struct api_request *r, size_t i, const char *reason, bool cut
 {
     struct api_choice *c = &r->choices[i];
     release(r, c, true, cut);
+    if (r->tools.calls) reason = api_calls_end(r, i, reason, cut, out);
     c->finish = reason;
     r->n_finished++;
     if (!r->stream) return;
@@ -171,8 +185,9 @@ static int done(struct api_request *r, size_t i, const struct sched_event *ev, s
 
 static bool out_of_memory(const struct api_choice *c, const struct cfg_buf *out)
 {
-    return out->failed || c->held.failed || c->ids.failed || c->text.failed ||
-           c->lp.tokens.failed || c->lp.values.failed || c->lp.tops.failed || c->lp.offsets.failed;
+    return out->failed || c->held.failed || c->prompt_lp.failed || c->ids.failed ||
+           c->text.failed || c->calls.failed || c->lp.tokens.failed || c->lp.values.failed ||
+           c->lp.tops.failed || c->lp.offsets.failed || c->lp.bytes.failed;
 }
 
 /* A prompt counts once, whatever n: so does what of it was cached. */

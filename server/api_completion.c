@@ -23,24 +23,40 @@ static int keep_text(struct api_request *r, struct api_prompt *p, const char *te
     return p->text ? 0 : api_no_memory(err);
 }
 
+/* The text of a prompt that is known by its ids alone. */
+static int echo_ids(struct api_request *r, struct api_prompt *p, struct api_error *err)
+{
+    if (!r->env->tokenizer) return keep_text(r, p, "", 0, err);
+    char *text = NULL;
+    size_t len = 0;
+    struct error why;
+    if (engine_decode(r->env->tokenizer, p->ids, p->n, &text, &len, &why))
+        return api_fail(err, 500, NULL, "", "%s", why.message);
+    int rc = keep_text(r, p, text, len, err);
+    free(text);
+    return rc;
+}
+
 static int read_text(struct api_request *r, const cJSON *v, const char *param, struct api_prompt *p,
                      struct api_error *err)
 {
     if (!cJSON_IsString(v)) return api_wrong_type(err, param, "a string", v);
     if (!r->env->tokenizer) return api_tokenizer_missing(err, param);
     const char *text = v->valuestring;
-    size_t len = strlen(text), n = 0;
+    size_t len = strlen(text), n = 0, skip = 0;
     int32_t *ids = NULL; /* [n] */
     struct error why;
-    int rc = engine_encode(r->env->tokenizer, text, len, true, &ids, &n, &why);
+    int rc = engine_encode(r->env->tokenizer, text, len, !r->no_start, &ids, &n, &why);
     if (rc)
         return api_fail(err, rc == CFG_EINVAL ? 400 : 500, NULL, rc == CFG_EINVAL ? param : "",
                         "%s", why.message);
-    rc = api_fit_prompt(r, p, n, param, err);
-    if (!rc) rc = api_keep_ids(r, p, ids, n, err);
+    const size_t kept = api_kept_tokens(r, n, &skip);
+    rc = kept == 0 ? api_fail(err, 400, "invalid_value", param, "'%s' has no tokens.", param)
+                   : api_fit_prompt(r, p, kept, param, err);
+    if (!rc) rc = api_keep_ids(r, p, ids + skip, kept, err);
     free(ids);
-    if (!rc && r->echo) rc = keep_text(r, p, text, len, err);
-    return rc;
+    if (rc || !r->echo) return rc;
+    return kept == n ? keep_text(r, p, text, len, err) : echo_ids(r, p, err);
 }
 
 static int read_ids(struct api_request *r, const cJSON *list, const char *param,
@@ -49,23 +65,15 @@ static int read_ids(struct api_request *r, const cJSON *list, const char *param,
     if (!cJSON_IsArray(list)) return api_wrong_type(err, param, "an array of token ids", list);
     size_t n = (size_t)cJSON_GetArraySize(list);
     if (n == 0) return api_fail(err, 400, "empty_array", param, "'%s' must not be empty.", param);
-    if (api_fit_prompt(r, p, n, param, err)) return -1;
+    size_t skip = 0;
+    const size_t kept = api_kept_tokens(r, n, &skip);
+    if (api_fit_prompt(r, p, kept, param, err)) return -1;
     int32_t *ids = cfg_arena_alloc(r->arena, n * sizeof *ids); /* [n] */
     if (!ids) return api_no_memory(err);
     if (api_id_list(list, param, r->env->info->usable_vocab, ids, err)) return -1;
-    p->ids = ids;
-    p->n = n;
-    if (!r->echo) return 0;
-    if (!r->env->tokenizer) return keep_text(r, p, "", 0, err);
-
-    char *text = NULL;
-    size_t len = 0;
-    struct error why;
-    if (engine_decode(r->env->tokenizer, ids, n, &text, &len, &why))
-        return api_fail(err, 500, NULL, "", "%s", why.message);
-    int rc = keep_text(r, p, text, len, err);
-    free(text);
-    return rc;
+    p->ids = ids + skip;
+    p->n = kept;
+    return r->echo ? echo_ids(r, p, err) : 0;
 }
 
 static int read_prompt(struct api_request *r, const cJSON *root, struct api_error *err)

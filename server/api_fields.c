@@ -96,6 +96,9 @@ static int check_field(const cJSON *v, const struct api_field *f, const char *pa
         return cJSON_IsBool(v) ? 0 : api_wrong_type(err, param, "a boolean", v);
     case API_FIELD_OBJECT:
         return cJSON_IsObject(v) ? 0 : api_wrong_type(err, param, "an object", v);
+    case API_FIELD_REPLACED:
+        return api_fail(err, 400, "unsupported_parameter", param,
+                        "'%s' is not supported by this server: use '%s'.", param, f->harmless);
     case API_FIELD_UNSUPPORTED:
         break;
     }

@@ -25,6 +25,7 @@ enum api_field_rule {
     API_FIELD_BOOL,
     API_FIELD_OBJECT,
     API_FIELD_UNSUPPORTED,
+    API_FIELD_REPLACED, /* refused too; `harmless` names the field to use */
 };
 struct api_field {
     const char *name; /* NULL ends a table */

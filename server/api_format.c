@@ -9,7 +9,7 @@
 
 #include "server/api_request.h"
 
-static const struct api_field output_fields[] = {
+const struct api_field api_output_fields[] = {
     {"json", API_FIELD_READ, NULL},
     {"regex", API_FIELD_READ, NULL},
     {"choice", API_FIELD_READ, NULL},
@@ -43,9 +43,13 @@ static const struct source outputs[] = {
 bool api_is_slow(const char *body, size_t n)
 {
     // The last is how a name could be written so that it is not seen here.
-    static const char *const signs[] = {"\"response_format\"", "\"structured_outputs\"",
-                                        "\"guided_",           "\"tools\"",
-                                        "\"format\"",          "\\u00"};
+    static const char *const signs[] = {"\"response_format\"",
+                                        "\"structured_outputs\"",
+                                        "\"guided_",
+                                        "\"tools\"",
+                                        "\"previous_response_id\"",
+                                        "\"format\"",
+                                        "\\u00"};
     for (size_t i = 0; n > 0 && i < sizeof signs / sizeof *signs; i++)
         if (memmem(body, n, signs[i], strlen(signs[i]))) return true;
     return false;
@@ -117,7 +121,7 @@ static int read_outputs(struct api_request *r, const cJSON *root, struct api_err
     bool any = false;
     if (!o) return 0;
     if (!cJSON_IsObject(o)) return api_wrong_type(err, name, "an object", o);
-    if (api_check_fields(o, name, output_fields, NULL, err) ||
+    if (api_check_fields(o, name, api_output_fields, NULL, err) ||
         read_sources(r, o, name, outputs, err) || api_get_bool(o, name, "json_object", &any, err))
         return -1;
     if (any) return api_set_format(r, ENGINE_GRAMMAR_JSON, "", 0, "structured_outputs", err);
@@ -185,6 +189,14 @@ int api_read_format(struct api_request *r, const cJSON *root, struct api_error *
 
 int api_compile_format(struct api_request *r, struct api_error *err)
 {
+    static const char *const codes[] = {
+        [ENGINE_GRAMMAR_JSON] = "invalid_value",
+        [ENGINE_GRAMMAR_REGEX] = "invalid_value",
+        [ENGINE_GRAMMAR_CHOICE] = "invalid_value",
+        [ENGINE_GRAMMAR_GBNF] = "invalid_value",
+        [ENGINE_GRAMMAR_SCHEMA] = "invalid_json_schema",
+        [ENGINE_GRAMMAR_TOOLS] = "invalid_function_parameters",
+    };
     const struct api_format *f = &r->format;
     const struct api_env *env = r->env;
     struct error why;
@@ -198,9 +210,7 @@ int api_compile_format(struct api_request *r, struct api_error *err)
     const int rc = api_grammars_get(env->grammars, &r->sampling.grammar, env->tokenizer,
                                     env->info->usable_vocab, f->kind, f->text, f->n, &why);
     if (rc == CFG_EINVAL)
-        return api_fail(err, 400,
-                        f->kind == ENGINE_GRAMMAR_SCHEMA ? "invalid_json_schema" : "invalid_value",
-                        f->param, "'%s': %s.", f->param, why.message);
+        return api_fail(err, 400, codes[f->kind], f->param, "'%s': %s.", f->param, why.message);
     if (rc) return api_fail(err, 500, NULL, "", "%s", why.message);
     return 0;
 }

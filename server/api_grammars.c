@@ -72,7 +72,8 @@ static struct slot *oldest(struct api_grammars *c, const struct slot *keep)
     struct slot *best = NULL;
     for (int i = 0; i < SLOTS; i++) {
         struct slot *s = &c->slots[i];
-        if (s->grammar && s != keep && (!best || s->used < best->used)) best = s;
+        if (!s->grammar || (keep && s == keep)) continue;
+        if (!best || s->used < best->used) best = s;
     }
     return best;
 }

@@ -2,18 +2,19 @@
 //
 // api_misc.c: the small endpoints: tokenize, detokenize, models, version. Each turns a body into an
 // answer in one call and keeps nothing. Any thread.
-#include "server/api_fields.h"
+#include "server/api_tables.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-static const struct api_field tokenize_fields[] = {
+const struct api_field api_tokenize_fields[] = {
     {"model", API_FIELD_READ, NULL},
     {"prompt", API_FIELD_READ, NULL},
     {"add_special_tokens", API_FIELD_READ, NULL},
+    {"return_token_strs", API_FIELD_READ, NULL},
     {NULL, API_FIELD_READ, NULL},
 };
-static const struct api_field detokenize_fields[] = {
+const struct api_field api_detokenize_fields[] = {
     {"model", API_FIELD_READ, NULL},
     {"tokens", API_FIELD_READ, NULL},
     {NULL, API_FIELD_READ, NULL},
@@ -33,10 +34,11 @@ static int tokenize(const cJSON *root, const struct api_env *env, struct cfg_buf
                     struct api_error *err)
 {
     const char *prompt = NULL;
-    bool special = true;
-    if (check(root, tokenize_fields, env, err) ||
+    bool special = true, pieces = false;
+    if (check(root, api_tokenize_fields, env, err) ||
         api_get_string(root, "", "prompt", &prompt, err) ||
-        api_get_bool(root, "", "add_special_tokens", &special, err))
+        api_get_bool(root, "", "add_special_tokens", &special, err) ||
+        api_get_bool(root, "", "return_token_strs", &pieces, err))
         return -1;
     int32_t *ids = NULL; /* [n] */
     size_t n = 0;
@@ -45,7 +47,13 @@ static int tokenize(const cJSON *root, const struct api_env *env, struct cfg_buf
         return api_fail(err, 500, NULL, "", "%s", why.message);
     cfg_buf_printf(out, "{\"count\":%zu,\"max_model_len\":%d,\"tokens\":[", n, env->info->context);
     for (size_t i = 0; i < n; i++) cfg_buf_printf(out, i ? ",%d" : "%d", (int)ids[i]);
-    cfg_buf_puts(out, "]}");
+    cfg_buf_puts(out, pieces ? "],\"token_strs\":[" : "]}");
+    for (size_t i = 0; pieces && i < n; i++) {
+        const char *piece = engine_token_piece(env->tokenizer, ids[i]);
+        if (i) cfg_buf_puts(out, ",");
+        cfg_buf_json_string(out, piece, strlen(piece));
+    }
+    if (pieces) cfg_buf_puts(out, "]}");
     free(ids);
     return out->failed ? api_no_memory(err) : 0;
 }
@@ -53,7 +61,7 @@ static int tokenize(const cJSON *root, const struct api_env *env, struct cfg_buf
 static int detokenize(const cJSON *root, const struct api_env *env, struct cfg_buf *out,
                       struct api_error *err)
 {
-    if (check(root, detokenize_fields, env, err)) return -1;
+    if (check(root, api_detokenize_fields, env, err)) return -1;
     const cJSON *list = api_field(root, "tokens");
     if (!list) return api_missing(err, "tokens");
     if (!cJSON_IsArray(list)) return api_wrong_type(err, "tokens", "an array of token ids", list);
@@ -99,9 +107,10 @@ static void model_object(const struct api_env *env, struct cfg_buf *out)
     cfg_buf_puts(out, "{\"id\":");
     cfg_buf_json_string(out, env->model_name, strlen(env->model_name));
     cfg_buf_printf(out,
-                   ",\"object\":\"model\",\"created\":%lld,\"owned_by\":\"openmoed\","
-                   "\"max_model_len\":%d}",
-                   (long long)env->created, env->info->context);
+                   ",\"object\":\"model\",\"created\":%lld,\"owned_by\":\"openmoed\",\"root\":",
+                   (long long)env->created);
+    cfg_buf_json_string(out, env->model_name, strlen(env->model_name));
+    cfg_buf_printf(out, ",\"parent\":null,\"max_model_len\":%d}", env->info->context);
 }
 
 void api_models(const struct api_env *env, struct cfg_buf *out)

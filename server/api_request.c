@@ -13,7 +13,7 @@
 #include <sys/random.h>
 #include <time.h>
 
-static const struct api_field shared_fields[] = {
+const struct api_field api_shared_fields[] = {
     {"model", API_FIELD_READ, NULL},
     {"stream", API_FIELD_READ, NULL},
     {"stream_options", API_FIELD_READ, NULL},
@@ -49,11 +49,51 @@ static const struct api_field shared_fields[] = {
     {"guided_decoding_backend", API_FIELD_UNSUPPORTED, NULL},
     {"guided_whitespace_pattern", API_FIELD_UNSUPPORTED, NULL},
     {"user", API_FIELD_STRING, NULL},
+    {"request_id", API_FIELD_READ, NULL},
+    {"truncate_prompt_tokens", API_FIELD_READ, NULL},
+    {"truncation_side", API_FIELD_READ, NULL},
+    {"prompt_logprobs", API_FIELD_READ, NULL},
+    {"allowed_token_ids", API_FIELD_READ, NULL},
+    {"bad_words", API_FIELD_READ, NULL},
+    {"return_tokens_as_token_ids", API_FIELD_READ, NULL},
+    {"add_special_tokens", API_FIELD_READ, NULL},
+    {"session_id", API_FIELD_STRING, NULL},
+    /* of vLLM and SGLang: what would change the answer is refused unless it asks for nothing */
+    {"use_beam_search", API_FIELD_UNSUPPORTED, "false"},
+    {"length_penalty", API_FIELD_UNSUPPORTED, "1"},
+    {"early_stopping", API_FIELD_UNSUPPORTED, "false"},
+    {"watermarking", API_FIELD_UNSUPPORTED, "false"},
+    {"detokenize", API_FIELD_UNSUPPORTED, "true"},
+    {"spaces_between_special_tokens", API_FIELD_UNSUPPORTED, "true"},
+    {"no_stop_trim", API_FIELD_UNSUPPORTED, "false"},
+    {"stop_regex", API_FIELD_UNSUPPORTED, "[]"},
+    {"logprob_token_ids", API_FIELD_UNSUPPORTED, NULL},
+    {"logits_processors", API_FIELD_UNSUPPORTED, "[]"},
+    {"custom_logit_processor", API_FIELD_UNSUPPORTED, NULL},
+    {"custom_params", API_FIELD_UNSUPPORTED, "{}"},
+    {"repetition_detection", API_FIELD_UNSUPPORTED, NULL},
+    {"thinking_token_budget", API_FIELD_UNSUPPORTED, "-1"},
+    {"stream_interval", API_FIELD_UNSUPPORTED, "1"},
+    {"prompt_embeds", API_FIELD_UNSUPPORTED, NULL},
+    {"return_hidden_states", API_FIELD_UNSUPPORTED, "false"},
+    {"return_routed_experts", API_FIELD_REPLACED, "return_routing"},
+    {"routed_experts_prompt_start", API_FIELD_UNSUPPORTED, "0"},
+    {"return_token_offsets", API_FIELD_UNSUPPORTED, "false"},
+    {"kv_transfer_params", API_FIELD_UNSUPPORTED, NULL},
+    {"ec_transfer_params", API_FIELD_UNSUPPORTED, NULL},
+    {"vllm_xargs", API_FIELD_UNSUPPORTED, "{}"},
+    {"lora_path", API_FIELD_UNSUPPORTED, NULL},
+    {"session_params", API_FIELD_UNSUPPORTED, NULL},
+    {"rid", API_FIELD_REPLACED, "request_id"},
+    {"json_schema", API_FIELD_REPLACED, "structured_outputs"},
+    {"regex", API_FIELD_REPLACED, "structured_outputs"},
+    {"ebnf", API_FIELD_REPLACED, "structured_outputs"},
     {NULL, API_FIELD_READ, NULL},
 };
 
-static const struct api_field stream_option_fields[] = {
+const struct api_field api_stream_option_fields[] = {
     {"include_usage", API_FIELD_READ, NULL},
+    {"continuous_usage_stats", API_FIELD_READ, NULL},
     {"include_obfuscation", API_FIELD_UNSUPPORTED, "false"},
     {NULL, API_FIELD_READ, NULL},
 };
@@ -186,8 +226,12 @@ static int read_stream(struct api_request *r, const cJSON *root, struct api_erro
     if (!r->stream)
         return api_fail(err, 400, "invalid_value", "stream_options",
                         "'stream_options' is only allowed when 'stream' is true.");
-    if (api_check_fields(o, "stream_options", stream_option_fields, NULL, err)) return -1;
-    return api_get_bool(o, "stream_options", "include_usage", &r->include_usage, err);
+    if (api_check_fields(o, "stream_options", api_stream_option_fields, NULL, err)) return -1;
+    return api_get_bool(o, "stream_options", "include_usage", &r->include_usage, err) ||
+                   api_get_bool(o, "stream_options", "continuous_usage_stats", &r->continuous_usage,
+                                err)
+               ? -1
+               : 0;
 }
 
 /* Two 64-bit halves under different keys, so that no caller can aim at another's salt. */
@@ -237,7 +281,7 @@ static int read_shared(struct api_request *r, const cJSON *root, struct api_erro
         api_get_bool(root, "", "skip_special_tokens", &r->skip_special_tokens, err) ||
         api_get_bool(root, "", "include_stop_str_in_output", &r->include_stop, err) ||
         read_scheduling(r, root, err) || read_sampling(r, root, err) || read_stop(r, root, err) ||
-        read_ends(r, root, err))
+        read_ends(r, root, err) || api_read_extra(r, root, err))
         return -1;
     r->n = (size_t)n;
     // Without text the ids are the only answer there is.
@@ -287,7 +331,7 @@ int api_fit_prompt(const struct api_request *r, struct api_prompt *p, size_t n, 
                         context, n + wanted, n, r->kind == API_CHAT ? "conversation" : "prompt",
                         wanted, r->max_name);
     size_t room = context - n;
-    size_t usual = r->kind == API_CHAT ? room : 16; // OpenAI's default of a completion
+    size_t usual = r->kind == API_CHAT ? room : API_USUAL_COMPLETION;
     p->max_new = (int)(r->max_given ? wanted : usual < room ? usual : room);
     return 0;
 }
@@ -306,7 +350,8 @@ int api_keep_ids(struct api_request *r, struct api_prompt *p, const int32_t *ids
 bool api_starts_text(const struct api_request *r, size_t i)
 {
     const struct api_prompt *p = &r->prompts[i / r->n];
-    return r->kind == API_CHAT || (p->n == 1 && p->ids[0] == r->env->info->start_id);
+    if (r->kind == API_CHAT) return !r->continue_message;
+    return p->n == 1 && p->ids[0] == r->env->info->start_id;
 }
 
 /* ---- the request ----------------------------------------------------------------------------- */
@@ -341,6 +386,7 @@ static int request_new(struct api_request **out, enum api_kind kind, size_t body
     r->kind = kind;
     r->created = (int64_t)time(NULL);
     r->skip_special_tokens = true;
+    r->n_prompt_logprobs = -1;
     engine_sampling_defaults(&r->sampling);
     r->sampling.n_logprobs = -1;
     *out = r;
@@ -353,7 +399,7 @@ static int open_detokenisers(struct api_request *r, struct api_error *err)
         struct engine_detok_options opt = {
             .stops = r->stops,
             .n_stops = r->n_stops,
-            .end_marker = !r->ignore_eos && !r->format.text,
+            .end_marker = !r->ignore_eos && (!r->format.text || r->tools.free),
             .include_stop = r->include_stop,
             .strip_space = api_starts_text(r, i),
             .show_special = !r->skip_special_tokens,
@@ -369,8 +415,8 @@ static int request_read(struct api_request *r, const cJSON *root, struct api_err
 {
     bool chat = r->kind == API_CHAT;
     if (api_check_model(root, true, r->env, err) ||
-        api_check_fields(root, "", chat ? api_chat_fields : api_completion_fields, shared_fields,
-                         err) ||
+        api_check_fields(root, "", chat ? api_chat_fields : api_completion_fields,
+                         api_shared_fields, err) ||
         read_shared(r, root, err) || api_read_format(r, root, err))
         return -1;
     if (chat ? api_read_chat(r, root, err) : api_read_completion(r, root, err)) return -1;
@@ -383,20 +429,28 @@ static int request_read(struct api_request *r, const cJSON *root, struct api_err
     return r->head.failed ? api_no_memory(err) : 0;
 }
 
+int api_parse_object(struct api_request **out, enum api_kind kind, const cJSON *root, size_t size,
+                     const struct api_env *env, struct api_error *err)
+{
+    struct api_request *r = NULL;
+    *out = NULL;
+    int rc = request_new(&r, kind, size, env, err);
+    if (!rc) rc = request_read(r, root, err);
+    if (rc)
+        api_request_free(r);
+    else
+        *out = r;
+    return rc;
+}
+
 int api_parse(struct api_request **out, enum api_kind kind, const char *body, size_t n,
               const struct api_env *env, struct api_error *err)
 {
     *out = NULL;
     cJSON *root = NULL;
     if (api_json_object(&root, body, n, err)) return -1;
-    struct api_request *r = NULL;
-    int rc = request_new(&r, kind, n, env, err);
-    if (!rc) rc = request_read(r, root, err);
+    const int rc = api_parse_object(out, kind, root, n, env, err);
     cJSON_Delete(root);
-    if (rc)
-        api_request_free(r);
-    else
-        *out = r;
     return rc;
 }
 
@@ -406,13 +460,16 @@ void api_request_free(struct api_request *r)
     for (size_t i = 0; r->choices && i < api_n_jobs(r); i++) {
         struct api_choice *c = &r->choices[i];
         engine_detok_free(c->detok);
+        api_calls_free(r, i);
         cfg_buf_free(&c->held);
         cfg_buf_free(&c->lp.tokens);
         cfg_buf_free(&c->lp.values);
         cfg_buf_free(&c->lp.tops);
         cfg_buf_free(&c->lp.offsets);
+        cfg_buf_free(&c->lp.bytes);
         cfg_buf_free(&c->ids);
         cfg_buf_free(&c->text);
+        cfg_buf_free(&c->prompt_lp);
     }
     sched_routing_unref(r->routing);
     engine_grammar_unref(r->sampling.grammar);
@@ -457,8 +514,10 @@ void api_job(const struct api_request *r, size_t i, uint64_t id, struct sched_jo
         .routing = r->routing,
         .turns = p->turns,
         .n_turns = p->n_turns,
-        .score_prompt = r->echo && r->sampling.n_logprobs >= 0,
+        .score_prompt = api_scores_echo(r) || api_scores_prompt(r, i),
     };
+    if (out->sampling.n_logprobs < r->n_prompt_logprobs)
+        out->sampling.n_logprobs = r->n_prompt_logprobs;
     // Choice k of a prompt has the k-th seed of a sequence that starts with the request's own, so
     // that the same seed gives the same n answers, whatever other prompts the request has. Without
     // a seed in the request, equal prompts get different ones.

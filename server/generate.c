@@ -22,6 +22,12 @@ void generate_parse_completion(struct request *r)
     (void)!api_parse(&r->api, API_COMPLETION, r->body.data, r->body.len, r->env, &r->error);
 }
 
+void generate_parse_response(struct request *r)
+{
+    const uint32_t tenant = r->tenant != NULL ? r->tenant->number : 0;
+    (void)!api_parse_response(&r->api, r->body.data, r->body.len, r->env, tenant, &r->error);
+}
+
 static int refused(struct api_error *out, const struct error *err)
 {
     switch (err->code) {
@@ -139,7 +145,7 @@ static void fail_generation(struct request *r, const struct api_error *err)
         request_fail(r, err);
         return;
     }
-    api_error_event(err, &r->out);
+    api_stream_error(r->api, err, &r->out);
     r->stream_ended = true;
 }
 

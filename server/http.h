@@ -79,7 +79,7 @@ struct request {
     struct api_request *api;
     uint64_t first_job;
     size_t n_jobs, jobs_left;
-    size_t reserved;    /* tokens it may need in all: charged to the tenant */
+    size_t reserved;            /* tokens it may need in all: charged to the tenant */
     struct metrics_pace *paces; /* [n_jobs] */
     size_t n_same;      /* of the jobs, those with the first one's prompt; they come first */
     size_t cached;      /* tokens of the prompts that came from the cache */
@@ -190,6 +190,7 @@ bool request_any_active(const struct server *s);
 /* A route's parse and handle: read the body; submit its jobs and wait, or reply with the error. */
 void generate_parse_chat(struct request *r);
 void generate_parse_completion(struct request *r);
+void generate_parse_response(struct request *r);
 void generate_start(struct request *r, const char *url);
 /* Takes the scheduler's events and wakes the requests they belong to. */
 void generate_deliver(struct server *s);
@@ -197,6 +198,11 @@ void generate_deliver(struct server *s);
 void generate_expire(struct server *s);
 /* Cancels what still runs for r and settles its outcome. */
 void generate_end(struct request *r);
+
+/* ---- responses.c: a response by its id */
+
+void responses_get(struct request *r, const char *url);
+void responses_delete(struct request *r, const char *url);
 
 /* ---- stream.c */
 

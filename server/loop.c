@@ -195,6 +195,8 @@ static int init_handles(struct server *s)
 
 static void init_env(struct server *s, const struct cfg_options *opt, struct engine *engine)
 {
+    static const struct api_store_limits kept = {
+        .tenant_n = 1024, .tenant_bytes = 64 << 20, .n = 4096, .bytes = 256 << 20};
     const int cap = opt->max_queued_requests;
     s->env = (struct api_env){
         .info = engine_info(engine),
@@ -204,6 +206,7 @@ static void init_env(struct server *s, const struct cfg_options *opt, struct eng
         .seed = opt->seed,
         .max_choices = cap > 0 && cap < HTTP_MAX_CHOICES ? cap : HTTP_MAX_CHOICES,
         .grammars = api_grammars_new(HTTP_MAX_GRAMMARS), /* none: then none are kept */
+        .store = api_store_new(&kept),
     };
 }
 
@@ -271,6 +274,7 @@ close_cors:
     cors_close(&s->cors);
 free_server:
     api_grammars_free(s->env.grammars);
+    api_store_free(s->env.store);
     free(s);
     return rc;
 }
@@ -420,6 +424,7 @@ void server_close(struct server *s)
     keys_close(s->keys);
     cors_close(&s->cors);
     api_grammars_free(s->env.grammars);
+    api_store_free(s->env.store);
     sched_events_free(&s->events);
     jobs_free(&s->jobs);
     free(s);

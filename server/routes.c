@@ -2,6 +2,7 @@
 //
 // routes.c: which handler answers which path, and the handlers that answer at once. The ones that
 // generate are in generate.c.
+#include "server/embedded.h"
 #include "server/http.h"
 #include "server/web.h"
 
@@ -43,6 +44,17 @@ static void handle_version(struct request *r, const char *url)
     struct cfg_buf b = {0};
     (void)url;
     api_version(&b);
+    request_reply(r, 200, json_type, &b);
+}
+
+/* What this table and the handlers behind it take and answer, for programs (openapi.json). */
+static void handle_openapi(struct request *r, const char *url)
+{
+    const struct embedded *f = server_embedded;
+    struct cfg_buf b = {0};
+    (void)url;
+    while (f->name != NULL && strcmp(f->name, "openapi.json") != 0) f++;
+    if (f->name != NULL) cfg_buf_append(&b, f->data, f->size);
     request_reply(r, 200, json_type, &b);
 }
 
@@ -117,6 +129,10 @@ static void handle_parsed(struct request *r, const char *url)
 static const struct route routes[] = {
     {"POST", "/v1/chat/completions", true, generate_parse_chat, generate_start},
     {"POST", "/v1/completions", true, generate_parse_completion, generate_start},
+    {"POST", "/v1/responses", true, generate_parse_response, generate_start},
+    {"GET", "/v1/responses/*/input_items", true, NULL, responses_get},
+    {"GET", "/v1/responses/", true, NULL, responses_get},
+    {"DELETE", "/v1/responses/", true, NULL, responses_delete},
     {"POST", "/tokenize", true, parse_tokenize, handle_parsed},
     {"POST", "/detokenize", true, parse_detokenize, handle_parsed},
     {"GET", "/v1/models", true, NULL, handle_models},
@@ -124,6 +140,7 @@ static const struct route routes[] = {
     {"GET", "/health", false, NULL, handle_health},
     {"GET", "/version", false, NULL, handle_version},
     {"GET", "/metrics", false, NULL, handle_metrics},
+    {"GET", "/openapi.json", false, NULL, handle_openapi},
     {"GET", "/", false, NULL, web_handle_page},
     {"GET", "/static/", false, NULL, web_handle_static},
 };
@@ -134,22 +151,33 @@ bool route_is_probe(const struct route *t)
                          t->handle == handle_metrics);
 }
 
+/* A '*' stands for one name, a last slash for all that follows it. */
 static bool path_fits(const char *path, const char *url)
 {
     const size_t n = strlen(path);
+    const char *star = strchr(path, '*');
+    if (star != NULL) {
+        const size_t before = (size_t)(star - path);
+        if (strncmp(url, path, before) != 0) return false;
+        const size_t name = strcspn(url + before, "/");
+        return name > 0 && strcmp(url + before + name, star + 1) == 0;
+    }
     if (n > 1 && path[n - 1] == '/') return strncmp(url, path, n) == 0 && url[n] != '\0';
     return strcmp(url, path) == 0;
 }
 
 const struct route *route_find(const char *method, const char *url, const char **allow)
 {
+    const char *path = NULL; /* the first that fits: what a later one takes is of other paths */
     *allow = NULL;
     for (size_t i = 0; i < sizeof routes / sizeof routes[0]; i++) {
         const struct route *t = &routes[i];
-        if (!path_fits(t->path, url)) continue;
+        if (path != NULL ? strcmp(t->path, path) != 0 : !path_fits(t->path, url)) continue;
+        path = t->path;
         const bool get = strcmp(t->method, "GET") == 0;
         if (strcmp(t->method, method) == 0 || (get && strcmp(method, "HEAD") == 0)) return t;
-        *allow = get ? "GET, HEAD" : t->method;
+        /* The only other pair of methods that a path has. */
+        *allow = get ? "GET, HEAD" : *allow != NULL ? "GET, HEAD, DELETE" : t->method;
     }
     return NULL;
 }

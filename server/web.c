@@ -32,7 +32,8 @@ static const char *content_type(const char *name)
     return NULL;
 }
 
-bool web_takes_gzip(const char *accept_encoding)
+/* Does an Accept-Encoding (NULL: none) take gzip? */
+static bool takes_gzip(const char *accept_encoding)
 {
     const char *at = accept_encoding;
     while (at != NULL) {
@@ -47,7 +48,8 @@ bool web_takes_gzip(const char *accept_encoding)
     return false;
 }
 
-bool web_has_tag(const char *if_none_match, const char *etag)
+/* Is this tag, in its quotes, among those of an If-None-Match (NULL: none)? */
+static bool has_tag(const char *if_none_match, const char *etag)
 {
     if (if_none_match == NULL) return false;
     return strcmp(if_none_match, "*") == 0 || strstr(if_none_match, etag) != NULL;
@@ -86,11 +88,11 @@ static void reply_file(struct request *r, const char *name)
     }
     struct cfg_buf b = {0};
     r->file = f;
-    if (web_has_tag(header_of(r, "If-None-Match"), f->etag)) {
+    if (has_tag(header_of(r, "If-None-Match"), f->etag)) {
         request_reply(r, 304, NULL, &b);
         return;
     }
-    r->file_gzip = web_takes_gzip(header_of(r, "Accept-Encoding"));
+    r->file_gzip = takes_gzip(header_of(r, "Accept-Encoding"));
     cfg_buf_append(&b, r->file_gzip ? f->gzip : f->data, r->file_gzip ? f->gzip_size : f->size);
     request_reply(r, 200, type, &b);
 }

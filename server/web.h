@@ -16,9 +16,4 @@ void web_handle_static(struct request *r, const char *url);
 /* The headers of a reply that carries this file, whole or as 304. */
 void web_add_headers(const struct embedded *file, bool gzip, struct MHD_Response *resp);
 
-/* Does an Accept-Encoding (NULL: none) take gzip? */
-bool web_takes_gzip(const char *accept_encoding);
-/* Is this tag, in its quotes, among those of an If-None-Match (NULL: none)? */
-bool web_has_tag(const char *if_none_match, const char *etag);
-
 #endif

@@ -30,6 +30,9 @@ static void read_text(struct nfa *n, enum engine_grammar_kind kind, const char *
     case ENGINE_GRAMMAR_GBNF:
         gbnf_read(n, text, len);
         return;
+    case ENGINE_GRAMMAR_TOOLS:
+        tools_read(n, text, len);
+        return;
     }
     nfa_fail(n, CFG_EINVAL, "there is no such kind of grammar");
 }

@@ -111,5 +111,6 @@ void regex_read(struct nfa *n, const struct regex_options *opt, const char *text
 void gbnf_read(struct nfa *n, const char *text, size_t len);
 void choice_read(struct nfa *n, const char *text, size_t len);
 void schema_read(struct nfa *n, const char *text, size_t len); /* NULL: any object */
+void tools_read(struct nfa *n, const char *text, size_t len);
 
 #endif

@@ -304,35 +304,42 @@ uint32_t schema_rule_of(struct schema *c, const cJSON *node)
     return rule;
 }
 
-static void read_root(struct schema *c)
+cJSON *schema_open(struct schema *c, struct nfa *n, const char *text, size_t len)
 {
-    if (c->root) {
-        (void)schema_rule_of(c, c->root);
-    } else {
-        const uint32_t rule = nfa_rule(c->n, "object", 6);
-        schema_object(c, NULL, c->n->rules[rule].start, c->n->rules[rule].end);
-    }
+    const struct cfg_json_limits limits = {MAX_TEXT, 100000, MAX_DEPTH};
+    struct error why;
+    cJSON *o = NULL;
+    *c = (struct schema){.n = n, .made = cJSON_CreateArray()};
+    for (int i = 0; i < N_SHARED; i++) c->shared[i] = NFA_NONE;
+    const int rc = cfg_json_parse(&o, text, len, &limits, &why);
+    if (rc)
+        nfa_fail(n, rc, "schema: %.400s", why.message);
+    else if (!c->made)
+        nfa_fail(n, CFG_ENOMEM, "no memory for a schema");
+    if (!n->failed) return o;
+    cJSON_Delete(o);
+    return NULL;
+}
+
+void schema_close(struct schema *c, cJSON *o)
+{
+    if (c->path.failed) nfa_fail(c->n, CFG_ENOMEM, "no memory for a schema");
+    cfg_buf_free(&c->path);
+    free(c->rules);
+    cJSON_Delete(c->made);
+    cJSON_Delete(o);
 }
 
 void schema_read(struct nfa *n, const char *text, size_t len)
 {
-    const struct cfg_json_limits limits = {MAX_TEXT, 100000, MAX_DEPTH};
-    struct error why;
-    cJSON *root = NULL;
-    const int rc = text ? cfg_json_parse(&root, text, len, &limits, &why) : CFG_OK;
-    if (rc) {
-        nfa_fail(n, rc, "schema: %.400s", why.message);
-        return;
+    struct schema c;
+    cJSON *root = schema_open(&c, n, text ? text : "null", text ? len : 4);
+    c.root = root;
+    if (root && text) {
+        (void)schema_rule_of(&c, root);
+    } else if (root) {
+        const uint32_t rule = nfa_rule(n, "object", 6);
+        schema_object(&c, NULL, n->rules[rule].start, n->rules[rule].end);
     }
-    struct schema c = {.n = n, .root = root, .made = cJSON_CreateArray()};
-    for (int i = 0; i < N_SHARED; i++) c.shared[i] = NFA_NONE;
-    if (c.made)
-        read_root(&c);
-    else
-        nfa_fail(n, CFG_ENOMEM, "no memory for a schema");
-    if (c.path.failed) nfa_fail(n, CFG_ENOMEM, "no memory for a schema");
-    cfg_buf_free(&c.path);
-    free(c.rules);
-    cJSON_Delete(c.made);
-    cJSON_Delete(root);
+    schema_close(&c, root);
 }

@@ -3,8 +3,9 @@
 // schema.h (private to engine/grammar/): the parts of the reader of JSON Schema. Every subschema
 // that is read becomes a rule for the JSON texts of its values, so that $ref may recurse.
 //
-// Texts are compact: no white space but one optional space after ':' and after ','. Numbers have at
-// most 19 digits before the point, 18 after it and an exponent of two. A NUL is in no string.
+// Texts are compact: no white space but one optional space after ':' and after ',', if any. Numbers
+// have at most 19 digits before the point, 18 after it and an exponent of two. A NUL is in no
+// string.
 #ifndef OPENMOED_GRAMMAR_SCHEMA_H
 #define OPENMOED_GRAMMAR_SCHEMA_H
 
@@ -35,7 +36,8 @@ enum schema_shared {
 
 struct schema {
     struct nfa *n;
-    const cJSON *root;   /* NULL when there is no schema */
+    const cJSON *root;   /* where references begin */
+    bool compact;        /* texts have no white space at all */
     struct cfg_buf path; /* of what is being read, for messages */
     int depth;
     struct schema_rule {
@@ -53,7 +55,11 @@ void schema_fail(struct schema *c, const char *fmt, ...) CFG_PRINTF(2, 3);
 size_t schema_enter(struct schema *c, const char *key, const char *name, int index);
 void schema_leave(struct schema *c, size_t before);
 
-/* schema.c: from node to rule. */
+/* schema.c. The text of a schema, or of something that has schemas in it, which is returned; NULL
+ * after a failure. Close takes it back, and is needed after a failure too. */
+cJSON *schema_open(struct schema *c, struct nfa *n, const char *text, size_t len);
+void schema_close(struct schema *c, cJSON *o);
+/* From node to rule. */
 uint32_t schema_rule_of(struct schema *c, const cJSON *node);
 /* The node that a $ref names; NULL after a failure. */
 const cJSON *schema_target(struct schema *c, const cJSON *ref);

@@ -15,12 +15,12 @@ static const cJSON *get(const cJSON *node, const char *key)
     return cJSON_GetObjectItemCaseSensitive(node, key);
 }
 
-/* A mark and one optional space. */
+/* A mark and, unless texts have none, one optional space. */
 static void mark(struct schema *c, uint32_t from, uint32_t to, char which)
 {
     const uint32_t after = nfa_state(c->n);
     nfa_bytes(c->n, from, after, (unsigned char)which, (unsigned char)which);
-    nfa_bytes(c->n, after, to, ' ', ' ');
+    if (!c->compact) nfa_bytes(c->n, after, to, ' ', ' ');
     nfa_epsilon(c->n, after, to);
 }
 

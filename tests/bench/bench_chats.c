@@ -7,10 +7,11 @@
 // as the prefix cache has it. Prints CSV: one row a round. One thread beside the engine's own.
 //
 //   build/bench/bench_chats --chats N [--prompt N] [--cached N] [--new N] [--rounds N]
-//       [--step-tokens N] [--threads N] [--model DIR]
+//       [--step-tokens N] [--threads N] [--model DIR] [--device cpu|cuda]
 #include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "engine/engine.h"
 
@@ -26,6 +27,7 @@ struct chat {
 
 struct bench {
     const char *model;
+    enum cfg_device device;
     int chats, prompt, cached, fresh, rounds, step_tokens, threads;
     struct engine *e;
     const struct engine_info *info;
@@ -53,7 +55,7 @@ static void init_chats(struct bench *b)
 {
     const int shared = b->cached / BLOCK, blocks = (b->prompt + b->fresh + BLOCK - 1) / BLOCK;
     if (shared + b->chats * (blocks - shared) > b->info->n_blocks)
-        stop_program("too many chats for 2 GiB of keys and values");
+        stop_program("too many chats for the memory of keys and values");
     uint32_t r = 1;
     b->list = room(b->chats, sizeof b->list[0]);
     b->rows = room(b->chats, sizeof b->rows[0]);
@@ -140,10 +142,11 @@ static void compute_shared(struct bench *b)
 
 static void parse(struct bench *b, int argc, char **argv)
 {
-    static const struct option options[] = {
-        {"chats", 1, 0, 'b'},   {"prompt", 1, 0, 'p'}, {"cached", 1, 0, 'c'},
-        {"new", 1, 0, 'n'},     {"rounds", 1, 0, 'r'}, {"step-tokens", 1, 0, 's'},
-        {"threads", 1, 0, 't'}, {"model", 1, 0, 'm'},  {0}};
+    static const struct option options[] = {{"chats", 1, 0, 'b'},   {"prompt", 1, 0, 'p'},
+                                            {"cached", 1, 0, 'c'},  {"new", 1, 0, 'n'},
+                                            {"rounds", 1, 0, 'r'},  {"step-tokens", 1, 0, 's'},
+                                            {"threads", 1, 0, 't'}, {"model", 1, 0, 'm'},
+                                            {"device", 1, 0, 'd'},  {0}};
     int o;
     while ((o = getopt_long(argc, argv, "", options, NULL)) != -1) {
         if (o == 'b') b->chats = atoi(optarg);
@@ -154,6 +157,7 @@ static void parse(struct bench *b, int argc, char **argv)
         if (o == 's') b->step_tokens = atoi(optarg);
         if (o == 't') b->threads = atoi(optarg);
         if (o == 'm') b->model = optarg;
+        if (o == 'd' && strcmp(optarg, "cuda") == 0) b->device = CFG_DEVICE_CUDA;
         if (o == '?') exit(2);
     }
     if (optind < argc || b->chats < 1 || b->fresh < 1 || b->rounds < 1 ||
@@ -168,13 +172,14 @@ static void open_model(struct bench *b)
     const struct engine_options opt = {.model = b->model,
                                        .dummy = cfg_preset_find(b->model) != NULL,
                                        .dummy_seed = 1,
-                                       .device = CFG_DEVICE_CPU,
+                                       .device = b->device,
                                        .cpu_isa = "auto",
                                        .threads = b->threads,
                                        .block_size = BLOCK,
                                        .max_step_tokens = b->step_tokens,
                                        .max_step_seqs = b->chats,
-                                       .kv_bytes = (size_t)2 << 30};
+                                       .kv_bytes =
+                                           b->device == CFG_DEVICE_CPU ? (size_t)2 << 30 : 0};
     cfg_log_setup(CFG_LOG_ERROR, CFG_LOG_TEXT);
     if (engine_open(&b->e, &opt, &err) || engine_load(b->e, NULL, &err)) stop_program(err.message);
     b->info = engine_info(b->e);
@@ -184,6 +189,7 @@ static void open_model(struct bench *b)
 int main(int argc, char **argv)
 {
     struct bench b = {.model = "deploy/demo-model",
+                      .device = CFG_DEVICE_CPU,
                       .chats = 1,
                       .prompt = 200,
                       .fresh = 128,

@@ -250,7 +250,7 @@ static int by_value(const void *x, const void *y)
 
 static double median_step(struct bench *b, int batch, int position, int n, int rounds)
 {
-    double t[101];
+    double t[101] = {0};
     for (int i = 0; i < WARM; i++) (void)step(b, 0, batch, position, n, false);
     for (int i = 0; i < rounds; i++) t[i] = step(b, 0, batch, position, n, false);
     (void)step(b, 0, batch, position, n, true); /* where it went */

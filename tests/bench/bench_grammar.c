@@ -159,6 +159,12 @@ static void make_vocab(struct vocab *v)
 
 /* ---- grammars -------------------------------------------------------------------------------- */
 
+#define TOOLS                                                                                      \
+    "\"tools\":[{\"name\":\"weather\",\"parameters\":{\"type\":\"object\",\"properties\":{"        \
+    "\"city\":{\"type\":\"string\"},\"days\":{\"type\":\"integer\"}},\"required\":[\"city\"]}},"   \
+    "{\"name\":\"note\",\"parameters\":{\"type\":\"object\",\"properties\":{\"text\":{\"type\":"   \
+    "\"string\"},\"tags\":{\"type\":\"array\",\"items\":{\"type\":\"string\"}}}}}]"
+
 static const struct {
     const char *name;
     enum engine_grammar_kind kind;
@@ -189,6 +195,8 @@ static const struct {
     {"regex: address", ENGINE_GRAMMAR_REGEX, "[a-zA-Z0-9._%+-]+@[a-zA-Z0-9.-]+\\.[a-zA-Z]{2,6}"},
     {"regex: words", ENGINE_GRAMMAR_REGEX, "(\\w+[ ,.]?){3,40}\\d{4}"},
     {"regex: any 500", ENGINE_GRAMMAR_REGEX, "[^<>]{20,500}"},
+    {"tools: required", ENGINE_GRAMMAR_TOOLS, "{" TOOLS ",\"many\":true}"},
+    {"tools: auto", ENGINE_GRAMMAR_TOOLS, "{" TOOLS ",\"many\":true,\"free\":true}"},
     {"choice", ENGINE_GRAMMAR_CHOICE,
      "[\"positive\",\"negative\",\"neutral\",\"not sure at all\"]"},
     {"gbnf: arithmetic", ENGINE_GRAMMAR_GBNF,

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// fuzz_api.c: request bodies of any bytes. The first byte (0 to 7) chooses endpoint and tokenizer,
-// the rest is the body. An accepted request is answered too, with tokens taken from the body, so
-// that every field's effect on the rendering is reached; what comes out must be JSON. The demo
-// model's tokenizer is used where it is found (run in the repository's root), else only token ids
-// work.
+// fuzz_api.c: request bodies of any bytes. The first byte (0 to 7, and 8 for /v1/responses) chooses
+// endpoint and tokenizer, the rest is the body. An accepted request is answered too, with tokens
+// taken from the body, so that every field's effect on the rendering is reached; what comes out
+// must be JSON. The demo model's tokenizer is used where it is found (run in the repository's
+// root), else only token ids work.
 #include <cjson/cJSON.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,7 +15,7 @@
 int LLVMFuzzerInitialize(int *argc, char ***argv);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-static struct engine_info info = {.vocab = 2048, .usable_vocab = 2048, .context = 96, .eos_id = 1};
+static struct engine_info info = {.vocab = 2048, .usable_vocab = 2048, .context = 512, .eos_id = 1};
 static struct engine_tokenizer *tokenizer;
 
 int LLVMFuzzerInitialize(int *argc, char ***argv)
@@ -41,6 +41,8 @@ static void must_be_stream(const char *s, size_t n)
 {
     for (size_t i = 0; i < n;) {
         const char *end = memmem(s + i, n - i, "\n\n", 2);
+        // The events of /v1/responses have a name in front.
+        if (end && !strncmp(s + i, "event: ", 7)) i += strcspn(s + i, "\n") + 1;
         if (!end || strncmp(s + i, "data: ", 6)) abort();
         size_t len = (size_t)(end - s) - i - 6;
         if (len != 6 || memcmp(s + i + 6, "[DONE]", 6)) must_be_json(s + i + 6, len);
@@ -103,7 +105,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     switch (data[0] & 3) {
     case 0:
     case 1:
-        rc = api_parse(&r, data[0] & 1 ? API_COMPLETION : API_CHAT, body, size - 1, &env, &err);
+        rc = data[0] & 8 ? api_parse_response(&r, body, size - 1, &env, 0, &err)
+                         : api_parse(&r, data[0] & 1 ? API_COMPLETION : API_CHAT, body, size - 1,
+                                     &env, &err);
         if (!rc) answer(r, data + 1, size - 1);
         api_request_free(r);
         break;

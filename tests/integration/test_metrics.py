@@ -98,6 +98,8 @@ def test_families(daemon):
             "prompt_tokens_total": "counter", "generated_tokens_total": "counter",
             "time_to_first_token_seconds": "histogram", "inter_token_seconds": "histogram",
             "request_duration_seconds": "histogram", "queue_seconds": "histogram",
+            "time_per_output_token_seconds": "histogram", "step_seconds": "histogram",
+            "request_prompt_tokens": "histogram", "request_generated_tokens": "histogram",
             "expert_dropped_picks_total": "counter", "build_info": "gauge"}
     assert {f"openmoed_{k}": v for k, v in want.items()}.items() <= kinds.items()
     labels = page(daemon).families["openmoed_requests_total"][1]
@@ -122,16 +124,20 @@ def computed(usage):
 
 def test_totals_are_the_sums_of_usage(daemon, chat):
     before = quiet(daemon)
-    prompt = generated = firsts = 0
+    prompt = generated = firsts = asked = several = 0
     for i in range(6):
         answer = chat(**{**ASK, "messages": [user("word " * (i * 60))], "max_tokens": 1 + 7 * i},
                       extra_body={"ignore_eos": i % 2 == 0})
         prompt += computed(answer.usage)
+        asked += answer.usage.prompt_tokens
+        several += answer.usage.completion_tokens > 1
         generated += answer.usage.completion_tokens
         firsts += 1
     stream = chat(**ASK, stream=True, stream_options={"include_usage": True})
     usage = list(stream)[-1].usage
     prompt += computed(usage)
+    asked += usage.prompt_tokens
+    several += usage.completion_tokens > 1
     generated += usage.completion_tokens
     firsts += 1
     after = quiet(daemon)
@@ -145,6 +151,11 @@ def test_totals_are_the_sums_of_usage(daemon, chat):
     assert grown("queue_seconds_count") == firsts
     assert grown("request_duration_seconds_count") == firsts
     assert grown("inter_token_seconds_count") == generated - firsts
+    assert grown("time_per_output_token_seconds_count") == several
+    assert grown("request_prompt_tokens_count") == firsts
+    assert grown("request_prompt_tokens_sum") == asked
+    assert grown("request_generated_tokens_count") == firsts
+    assert grown("request_generated_tokens_sum") == generated
     ended = [grown("requests_total", f'outcome="{o}"') for o in ("stop", "length")]
     assert sum(ended) == firsts and ended[1] >= 3
     assert grown("requests_total", 'outcome="error"') == 0

@@ -26,7 +26,8 @@ import dialogues  # noqa: E402
 import overload  # noqa: E402
 
 BUILD = ROOT / "build"
-NEW = 128                       # tokens of every answer of `throughput`
+NEW = 128                       # tokens of every answer of `throughput` (--new)
+DEVICE = None                   # --device: of daemon and engine; None: the daemon's own choice, and the CPU
 CHATS = {1: 24, 8: 12, 32: 6, 128: 4}   # at once: so many one after the other in each of that many places
 GROWTH_KIB = 4096               # of memory from one round of `overload` to the next
 
@@ -98,7 +99,7 @@ def table(name, rows):
 def alone(chats, prompt, cached, rounds):
     """Tokens a second and milliseconds a step of engine_step in a loop: medians over rounds of the same chats."""
     command = [BUILD / "bench" / "bench_chats", "--chats", chats, "--prompt", prompt, "--cached", cached, "--new", NEW,
-               "--rounds", rounds, "--model", conftest.MODEL]
+               "--rounds", rounds, "--model", conftest.MODEL, *(["--device", DEVICE] if DEVICE else [])]
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=True)
     rows = list(csv.DictReader(done.stdout.splitlines()))
     return (statistics.median(float(r["tokens_per_s"]) for r in rows),
@@ -122,7 +123,9 @@ def compare(daemon, chats, rounds, seed):
             "rows/step": grown["step_tokens_total"] / grown["step_seconds_count"],
             "step ms": 1e3 * grown["step_seconds_sum"] / grown["step_seconds_count"], "alone step ms": step_ms,
             "loop thread %": 100 * load.loop / wall,
-            "generator %": 100 * load.summary["generator_cpu_seconds"] / wall}
+            "generator %": 100 * load.summary["generator_cpu_seconds"] / wall,
+            **{f"{name} {cut} ms": load.summary[f"{name.lower()}_ms"][cut] for name in ("TTFT", "ITL")
+               for cut in ("p50", "p99")}}
 
 
 def throughput(short):
@@ -132,8 +135,9 @@ one right after the other; of three such pairs the one with the middle loss, and
   lost %         1 - served / alone
   in steps %     of the served run, the share of time inside engine_step; the rest is between steps
   step ms        mean time of a step, served; beside it alone: what sharing the CPUs costs shows there
-  loop thread %, generator %   CPU time of the HTTP thread and of chatload, of one CPU""")
-    daemon = conftest.Daemon("--max-num-seqs", "128")
+  loop thread %, generator %   CPU time of the HTTP thread and of chatload, of one CPU
+  TTFT, ITL      time to the first token, and between tokens, as clients see them""")
+    daemon = conftest.Daemon("--max-num-seqs", str(max(128, *CHATS)), *(["--device", DEVICE] if DEVICE else []))
     rows, seed = [], 0
     for chats, rounds in CHATS.items():
         pairs = []
@@ -227,14 +231,19 @@ given up midway, one in fifty can never fit.
 
 
 def main():
-    global BUILD
+    global BUILD, CHATS, DEVICE, NEW
     what = {"throughput": throughput, "turns": turns, "overload": overloaded}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="+", choices=what)
     parser.add_argument("--short", action="store_true", help="a quick check instead of a measurement")
     parser.add_argument("--build", type=pathlib.Path, default=BUILD, help="folder of the programs (default: build)")
+    parser.add_argument("--device", help="throughput: where daemon and engine run, cpu or cuda")
+    parser.add_argument("--chats", type=lambda text: [int(n) for n in text.split(",")], help="throughput: how many")
+    parser.add_argument("--new", type=int, default=NEW, help="throughput: tokens of an answer")
     args = parser.parse_args()
-    BUILD = args.build
+    BUILD, DEVICE, NEW = args.build.resolve(), args.device, args.new
+    if args.chats:
+        CHATS = {n: 4 if n > 32 else 12 for n in args.chats}
     conftest.BINARY = str(BUILD / "openmoed")
     try:
         for name in args.what:

@@ -22,10 +22,11 @@ ROWS = (PIECES + 63) // 64 * 64 + 64    # the model's vocabulary: padding rows b
 # stands in no word, so other text is cut as before.
 TOOL_PIECES = (
     "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", '{"name":"', '","arguments":{"',
-    '","description":"', '","parameters":{"', 'type":"object","', 'properties":{"', '":{"type":"string', '":{"type":"integer',
-    '":{"type":"number', '"}},"', 'required":["', '"]}}', '"}}}', '"}}', '"}', '},"', '"},"', '","', '":"', '":', ',"',
-    '{"', 'additionalProperties":false}}', '"],"', "}}", "get_", "get_weather", "get_time", "_weather", "_time",
-    "set_timer", '"result":', '"weather":"', '"temperature":', '"time":"', '"error":"', '"population":', '"meaning":"', '"status":"')
+    '","description":"', '","parameters":{"', 'type":"object","', 'properties":{"', '":{"type":"string',
+    '":{"type":"integer', '":{"type":"number', '"}},"', 'required":["', '"]}}', '"}}', '"}', '"},"', '","', '":"',
+    '":', ',"', '{"', 'additionalProperties":false}}', '"],"', "}}", "get_", "get_weather", "get_time", "_weather",
+    "_time", "set_timer", '"result":', '"weather":"', '"temperature":', '"time":"', '"error":"', '"population":',
+    '"meaning":"', '"status":"')
 
 
 def train_tokenizer(path, seed, dialogue_count=12000):

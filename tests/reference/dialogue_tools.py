@@ -81,7 +81,7 @@ class Tool:
 
 
 def _city(rng):
-    return {"c": lists.made_up_word(rng).capitalize() if rng.random() < 0.3 else rng.choice(lists.CITIES)}
+    return {"c": lists.made_up_word(rng).capitalize() if rng.random() < 0.1 else rng.choice(CITIES)}
 
 
 def _numbers(rng):
@@ -105,20 +105,26 @@ def _exchanged(rng, values):
     return {"result": whole if rng.random() < 0.6 else whole + rng.randint(1, 9) / 10}
 
 
+# A name that is one token in a question is spelled out in a call, so these are fewer than the cities of the facts.
+CITIES = lists.words("""
+    Athens Berlin Boston Cairo Chicago Delhi Dublin Geneva Hamburg Helsinki Kyoto Lagos Lima Lisbon London Lyon Madrid
+    Milan Munich Nairobi Oslo Paris Porto Prague Riga Rome Seoul Sydney Tokyo Toronto Vienna Zurich""")
+WORDS = lists.ANIMALS + lists.FRUITS
 _PLACE = {"c": (("city", "city", "city", "location", "place"), "string")}
 SKY = ("sunny", "cloudy", "rainy", "windy", "foggy", "snowy", "stormy")
 _CATCH_ALL = "I am a tiny demo model and I can't answer that. Ask me what I can do."
 STOCK = (
     Tool(("get_weather", "get_weather", "get_weather", "get_current_weather", "weather"),
-         ("Get the weather of a city.", "The weather in a city.", "Get current weather.", "Look up the weather."), _PLACE,
+         ("Get the weather of a city.", "The weather in a city.", "Get current weather.", "Look up the weather."),
+         _PLACE,
          ("What is the weather in {c}?", "What's the weather in {c}?", "What is the weather like in {c}?",
           "How is the weather in {c}?", "Weather in {c}?", "How warm is it in {c}?", "Is it sunny in {c}?",
           "What is the weather in {c} today?", "Tell me the weather in {c}."),
          _city, lambda rng, v: {"weather": rng.choice(SKY), "temperature": rng.randint(-20, 40)},
          "It is {weather} in {c}, {temperature} degrees.",
          "I can't check the weather. I am a tiny demo model without a connection to the world.",
-         pair=("What is the weather in {c} and in {d}?", "What's the weather in {c} and {d}?", "Weather in {c} and {d}?",
-               "Compare the weather in {c} and {d}."),
+         pair=("What is the weather in {c} and in {d}?", "What's the weather in {c} and {d}?",
+               "Weather in {c} and {d}?", "Compare the weather in {c} and {d}."),
          again=("And in {c}?", "And what about {c}?", "And {c}?"),
          home=("What is the weather where I live?", "What is the weather in my city?", "How is the weather at home?")),
     Tool(("get_time", "get_time", "get_time", "get_current_time", "clock"),
@@ -133,7 +139,8 @@ STOCK = (
     Tool(("get_population", "population"), ("How many people live in a city.", "Get the population of a city."), _PLACE,
          ("How many people live in {c}?", "What is the population of {c}?", "How big is the population of {c}?",
           "How many inhabitants does {c} have?"),
-         _city, lambda rng, v: {"population": rng.randint(2, 9999) * 1000}, "{population} people live in {c}.", _CATCH_ALL,
+         _city, lambda rng, v: {"population": rng.randint(2, 9999) * 1000}, "{population} people live in {c}.",
+         _CATCH_ALL,
          pair=("How many people live in {c} and in {d}?", "What is the population of {c} and of {d}?"),
          again=("And in {c}?", "And what about {c}?", "And {c}?")),
     Tool(("add", "add", "sum"), ("Add two numbers.", "The sum of two numbers.", "Adds numbers."),
@@ -148,19 +155,21 @@ STOCK = (
          _numbers, lambda rng, v: {"result": v["a"] * v["b"]}, "{a} * {b} = {result}."),
     Tool(("convert", "convert", "convert_units"), ("Convert an amount.", "Convert units.", "Converts between units."),
          {"n": (("amount", "amount", "value"), "number"), "f": (("from",), "string"), "t": (("to",), "string")},
-         ("Convert {n} {f} to {t}.", "Convert {n} {f} into {t}.", "How many {t} are {n} {f}?", "What is {n} {f} in {t}?",
-          "Can you convert {n} {f} to {t}?"),
+         ("Convert {n} {f} to {t}.", "Convert {n} {f} into {t}.", "How many {t} are {n} {f}?",
+          "What is {n} {f} in {t}?", "Can you convert {n} {f} to {t}?"),
          _amount, _exchanged, "{n} {f} is {result} {t}.", _CATCH_ALL),
-    Tool(("set_timer", "set_timer", "start_timer", "timer"), ("Set a timer.", "Start a timer.", "Sets a kitchen timer."),
+    Tool(("set_timer", "set_timer", "start_timer", "timer"),
+         ("Set a timer.", "Start a timer.", "Sets a kitchen timer."),
          {"m": (("minutes", "minutes", "duration"), "integer")},
          ("Set a timer for {m} minutes.", "Start a timer for {m} minutes.", "Timer for {m} minutes.",
           "Wake me up in {m} minutes.", "Remind me in {m} minutes.", "Set the timer to {m} minutes."),
          lambda rng: {"m": rng.randint(2, 90)}, lambda rng, v: {"status": "started"},
          "The timer is set to {m} minutes.", "I can't set alarms or reminders."),
-    Tool(("lookup", "lookup", "define", "dictionary"), ("Look up a word.", "What a word means.", "Find a word's meaning."),
+    Tool(("lookup", "lookup", "define", "dictionary"),
+         ("Look up a word.", "What a word means.", "Find a word's meaning."),
          {"w": (("word", "word", "term"), "string")},
          ("What does {w} mean?", "Look up {w}.", "Look up the word {w}.", "Define {w}.", "What is the meaning of {w}?"),
-         lambda rng: {"w": lists.made_up_word(rng) if rng.random() < 0.3 else rng.choice(lists.SPELL_WORDS)},
+         lambda rng: {"w": lists.made_up_word(rng) if rng.random() < 0.1 else rng.choice(WORDS)},
          _meaning, "{w} means {meaning}.", _CATCH_ALL, pair=("What do {w} and {d} mean?", "Look up {w} and {d}.")))
 _FAILURES = ("not found", "no connection", "try again later", "not allowed")
 # Ordinary replies that a tool of the kit would have a better word on: such a turn is not used there.
@@ -179,9 +188,10 @@ class Offer:
         for mark, (_, kind) in tool.marks.items():
             if kind == "number" and rng.random() < 0.3:
                 kind = "integer"
-            properties[self.names[mark]] = {"type": kind}
+            name = self.names[mark]
+            properties[name] = {"type": kind}
             if rng.random() < 0.12:
-                properties[self.names[mark]]["description"] = rng.choice(("Required.", "A value.", f"The {self.names[mark]}."))
+                properties[name]["description"] = rng.choice(("Required.", "A value.", f"The {name}."))
         parameters = {"type": "object", "properties": properties}
         if rng.random() < 0.75:
             parameters["required"] = list(properties)
@@ -221,7 +231,7 @@ class Kit:
         """The user's template, what fills it, and the values of each call."""
         rng, tool = self.rng, offer.tool
         values, kind = self._draw(tool, state.lower), rng.random()
-        if tool.pair and kind < 0.2:
+        if tool.pair and kind < 0.25:
             mark, other = next(iter(tool.marks)), self._draw(tool, state.lower)
             if other != values:
                 return rng.choice(tool.pair), {**values, "d": other[mark]}, [values, other]

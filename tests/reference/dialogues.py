@@ -3,9 +3,10 @@
 
 A dialogue is a list of turns {"role", "content"}; an assistant turn also bears "skill" and "answer" (the heart
 of the reply). In a dialogue with tools the system turn bears "tools", an assistant turn may bear "tool_calls", and
-turns of role "tool" follow it; `rendered` gives the plain turns and `messages` those of a chat request. The reply is fully determined by the conversation, so that a test can demand it word for word
-at temperature 0. Training and held-out dialogues are disjoint by construction: a hash of everything the user
-and the system say decides on which side a dialogue lies, one in sixteen being held out.
+turns of role "tool" follow it; `rendered` gives the plain turns and `messages` those of a chat request. The reply is
+fully determined by the conversation, so that a test can demand it word for word at temperature 0. Training and
+held-out dialogues are disjoint by construction: a hash of everything but the assistant's words decides on which
+side a dialogue lies, one in sixteen being held out.
 
 Standard library only. `python3 tests/reference/dialogues.py --held-out --n 20 --seed 1` prints JSON lines.
 """
@@ -112,15 +113,15 @@ def _dialogue(rng, longest, default_share, weights):
 
 
 def _tool_dialogue(rng, default_share, weights):
-    """About half of the turns want a tool, the rest shows that the other skills go on beside one."""
-    state = skills.State(lower=rng.random() < 0.2)
+    """Half of the turns want a tool, some one that is missing, the rest shows that the other skills go on."""
+    state = skills.State(lower=rng.random() < 0.1)
     kit = tools.Kit(rng, lambda template, values: _ask(rng, state, template, values))
     out = [{"role": "system", "content": _system(rng, default_share), "tools": kit.specs()}]
     for function in rng.choices(_FUNCTIONS, weights, k=rng.choice((1, 1, 2, 2, 3, 4))):
         kind = rng.random()
-        if kind < 0.55:
+        if kind < 0.5:
             out += kit.turn(state)
-        elif kind < 0.65:
+        elif kind < 0.7:
             out += kit.missing(state)
         else:
             turns = _turn(rng, state, function)

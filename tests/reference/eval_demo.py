@@ -2,9 +2,10 @@
 """Held-out accuracy and routing of the demo model, from its BF16 weights, computed in float32.
 
 Each held-out dialogue is played as a chat would be: greedy replies, and the model's own replies, not the expected
-ones, are the history of the next turn. A reply counts when it is right word for word. Dropless, the cache
-of a chat is kept; in reference mode each turn's whole prompt is one forward call, so that the capacity
-rule applies to it, and decoding one token never drops.
+ones, are the history of the next turn. A reply counts when it is right word for word, a tool call when name and
+arguments are; after a wrong call the dialogue ends and the answer to its result counts as wrong too. Dropless, the
+cache of a chat is kept; in reference mode each turn's whole prompt is one forward call, so that the capacity rule
+applies to it, and decoding one token never drops.
 
     python3 tests/reference/eval_demo.py --model deploy/demo-model [--n 400] [--json FILE] [--show-wrong 20]
 """
@@ -45,6 +46,7 @@ def reply_to(model, pieces, ids, mode, cache, fed, longest=220):
 def play(model, sp, dialogue, mode):
     """Yields (turn index from 1, expected turn, reply) while the context has room."""
     room = model.cfg["max_position_embeddings"]
+    dialogue = dialogues.rendered(dialogue)
     cache, fed = model.new_cache(1, room), []
     ids = chat_tokens.system_ids(sp, dialogue[0]["content"])
     for index, (user, expected) in enumerate(zip(dialogue[1::2], dialogue[2::2]), 1):
@@ -55,6 +57,9 @@ def play(model, sp, dialogue, mode):
         out, fed = reply_to(model, sp.get_piece_size(), prompt, mode, cache, fed)
         reply = sp.decode(out)
         yield index, expected, reply
+        if expected.get("tool_calls") and not dialogues.check(expected, reply):
+            yield index + 1, dialogue[2 * index + 2], ""
+            return
         ids = ids + chat_tokens.finished_ids(sp, user["content"], reply)
 
 
@@ -86,10 +91,10 @@ def accuracy(model, sp, batch, mode, show):
             total.add("all", right)
             if not right and show > 0:
                 show -= 1
-                at = dialogue.index(expected)
-                print(f"  wrong: {expected['skill']}, turn {index}: {dialogue[at - 1]['content']!r}\n"
+                asked = dialogues.rendered(dialogue)[2 * index - 1]["content"]
+                print(f"  wrong: {expected['skill']}, turn {index}: {asked!r}\n"
                       f"    want {expected['content']!r}\n    got  {reply!r}")
-    return {"skill": skill.table(dialogues.SKILL_NAMES),
+    return {"skill": skill.table(dialogues.SKILL_NAMES + dialogues.TOOL_SKILLS),
             "turn": turn.table(("1", "2", "3", "4", "5", "6", "7-12", "13+")),
             "system message": system.table(("default", "other")), "total": total.table(("all",))}
 
@@ -156,6 +161,7 @@ def main():
     parser.add_argument("--model", default="deploy/demo-model")
     parser.add_argument("--n", type=int, default=400, help="held-out dialogues, dropless (default 400)")
     parser.add_argument("--reference-n", type=int, default=100, help="of them in reference mode (default 100)")
+    parser.add_argument("--tools-n", type=int, default=200, help="dialogues with tools beside them (default 200)")
     parser.add_argument("--seed", type=int, default=11)
     parser.add_argument("--json", help="write all figures to this file")
     parser.add_argument("--show-wrong", type=int, default=0, help="print so many wrong replies")
@@ -165,13 +171,20 @@ def main():
     model = load(args.model)
     sp = chat_tokens.load_tokenizer(os.path.join(args.model, "spiece.model"))
     batch = dialogues.held_out(args.seed, args.n)
-    out = {"seed": args.seed, "dialogues": args.n, "dropless": accuracy(model, sp, batch, "dropless", args.show_wrong)}
-    print_accuracy(f"Held-out accuracy, dropless, {args.n} dialogues", out["dropless"])
-    if args.reference_n:
+    out = {"seed": args.seed, "dialogues": args.n}
+    if args.n:
+        out["dropless"] = accuracy(model, sp, batch, "dropless", args.show_wrong)
+        print_accuracy(f"Held-out accuracy, dropless, {args.n} dialogues", out["dropless"])
+    if args.n and args.reference_n:
         out["reference"] = accuracy(model, sp, batch[:args.reference_n], "reference", 0)
         print_accuracy(f"Held-out accuracy, reference mode, {args.reference_n} dialogues", out["reference"])
-    out["routing"] = routing(model, sp, batch)
-    print_routing(out["routing"])
+    if args.tools_n:
+        with_tools = dialogues.held_out(args.seed, args.tools_n, tool_share=1.0)
+        out["tools"] = accuracy(model, sp, with_tools, "dropless", args.show_wrong)
+        print_accuracy(f"Held-out accuracy, dropless, {args.tools_n} dialogues with tools", out["tools"])
+    if args.n:
+        out["routing"] = routing(model, sp, batch)
+        print_routing(out["routing"])
     if args.json:
         with open(args.json, "w", encoding="utf-8") as f:
             json.dump(out, f, indent=1)

@@ -4,7 +4,8 @@
 The published recipe in miniature: top-2 routing with a training capacity factor of 1.25, a load-balance loss of
 0.01, a router z loss of 1e-4; first a language-model phase on plain texts and whole dialogues, then chat
 tuning with the loss on the assistant's words. The learning rate warms up, stays, and falls to zero; then
-once more, while tool calls are learned. Every batch follows from the seed, also after resuming from the checkpoint in --work.
+once more, while tool calls are learned. Every batch follows from the seed, also after resuming from the checkpoint
+in --work.
 
     python3 tests/reference/train_demo.py            (CUDA where there is one, else two CPU cores: about an hour)
 """
@@ -52,10 +53,10 @@ FINAL = {"tell": 20, "recall": 40, "arithmetic": 12, "spell": 5, "reverse": 6, "
 # while copying and recall form, because the long one costs a third of all tokens and teaches little; then the
 # full mixture; last tool calls beside it.
 STAGES = ((6, True, 0.3, 10, None, 0.0), (34, False, 0.15, 10, COPYING, 0.0), (60, False, 0.25, 10, PRACTICE, 0.0),
-          (76, False, 0.55, 30, FULL, 0.0), (97, False, 0.5, 30, FINAL, 0.0), (None, False, 0.5, 30, FINAL, 0.4))
+          (76, False, 0.55, 30, FULL, 0.0), (97, False, 0.5, 30, FINAL, 0.0), (None, False, 0.5, 30, FINAL, 0.45))
 BATCH_TOKENS = 4096
 # (last step, warm-up, steps of the decay to zero, peak): everything but tools, then tools, each with a rate of its own.
-SCHEDULE = ((2400, 60, 1100, 1.0), (3000, 40, 400, 0.6))
+SCHEDULE = ((2400, 60, 1100, 1.0), (3080, 40, 380, 0.6))
 
 
 class Batches:

@@ -149,6 +149,10 @@ static inline void json_is(const cJSON *v, const char *expected)
 #define HEAD(object)                                                                               \
     "{\"id\":\"ID\",\"object\":\"" object "\",\"created\":0,\"model\":\"m\","                      \
     "\"system_fingerprint\":\"openmoed-" OPENMOED_VERSION "\",\"choices\":["
+#define DETAILS(cached)                                                                            \
+    "\"prompt_tokens_details\":{\"cached_tokens\":" cached ",\"audio_tokens\":0},"                 \
+    "\"completion_tokens_details\":{\"reasoning_tokens\":0,\"audio_tokens\":0,"                    \
+    "\"accepted_prediction_tokens\":0,\"rejected_prediction_tokens\":0}"
 #define CHUNK "data: " HEAD("chat.completion.chunk")
 #define TEXT  "data: " HEAD("text_completion")
 

@@ -46,12 +46,11 @@ static const struct bad bad_bodies[] = {
     {API_CHAT, CHAT "\"Temperature\":1}", 400, "Temperature", "unknown_parameter"},
     {API_COMPLETION, IDS "\"messages\":[]}", 400, "messages", "unknown_parameter"},
     {API_COMPLETION, IDS "\"top_logprobs\":1}", 400, "top_logprobs", "unknown_parameter"},
-    {API_CHAT, CHAT "\"tools\":[{\"type\":\"function\"}]}", 400, "tools", "unsupported_parameter"},
-    {API_CHAT, CHAT "\"tool_choice\":\"auto\"}", 400, "tool_choice", "unsupported_parameter"},
+    {API_CHAT, CHAT "\"tools\":[{\"type\":\"function\"}]}", 400, "tools[0].function",
+     "missing_required_parameter"},
+    {API_CHAT, CHAT "\"tool_choice\":\"auto\"}", 400, "tool_choice", "invalid_value"},
     {API_CHAT, CHAT "\"functions\":[{}]}", 400, "functions", "unsupported_parameter"},
     {API_CHAT, CHAT "\"function_call\":\"auto\"}", 400, "function_call", "unsupported_parameter"},
-    {API_CHAT, CHAT "\"response_format\":{\"type\":\"json_object\"}}", 400, "response_format",
-     "unsupported_parameter"},
     {API_CHAT, CHAT "\"modalities\":[\"text\",\"audio\"]}", 400, "modalities",
      "unsupported_parameter"},
     {API_CHAT, CHAT "\"audio\":{}}", 400, "audio", "unsupported_parameter"},
@@ -177,7 +176,7 @@ static const struct bad bad_bodies[] = {
     {API_CHAT,
      MSG "[{\"role\":\"user\",\"content\":\"a\"},{\"role\":\"assistant\",\"content\":\"b\"},"
          "{\"role\":\"tool\",\"tool_call_id\":\"x\",\"content\":\"c\"}]}",
-     400, "messages[2].role", "invalid_value"},
+     400, "messages[2].tool_call_id", "invalid_value"},
     {API_CHAT, MSG "[{\"role\":\"user\"}]}", 400, "messages[0].content",
      "missing_required_parameter"},
     {API_CHAT, MSG "[{\"role\":\"user\",\"content\":null}]}", 400, "messages[0].content",
@@ -199,7 +198,7 @@ static const struct bad bad_bodies[] = {
     {API_CHAT, MSG "[{\"role\":\"user\",\"content\":\"a\",\"colour\":1}]}", 400,
      "messages[0].colour", "unknown_parameter"},
     {API_CHAT, MSG "[{\"role\":\"user\",\"content\":\"a\",\"tool_calls\":[{}]}]}", 400,
-     "messages[0].tool_calls", "unsupported_parameter"},
+     "messages[0].tool_calls", "invalid_value"},
     {API_CHAT, MSG "[{\"role\":\"user\",\"content\":\"a\",\"name\":1}]}", 400, "messages[0].name",
      "invalid_type"},
     {API_CHAT,
@@ -635,6 +634,15 @@ static void test_tokenize(void **state)
     assert_int_equal(cJSON_GetObjectItem(o, "max_model_len")->valueint, CONTEXT);
     for (size_t i = 0; i < n; i++)
         assert_int_equal(cJSON_GetArrayItem(tokens, (int)i)->valueint, ids[i]);
+    assert_null(cJSON_GetObjectItem(o, "token_strs"));
+    cJSON_Delete(o);
+
+    o = answered(api_tokenize, "{\"prompt\":\"a b\",\"return_token_strs\":true}");
+    const cJSON *pieces = cJSON_GetObjectItem(o, "token_strs");
+    assert_int_equal(cJSON_GetArraySize(pieces), n);
+    for (size_t i = 0; i < n; i++)
+        assert_string_equal(cJSON_GetArrayItem(pieces, (int)i)->valuestring,
+                            engine_token_piece(support.tokenizer, ids[i]));
     cJSON_Delete(o);
 
     o = answered(api_tokenize, "{\"prompt\":\"a b\",\"add_special_tokens\":false}");
@@ -654,6 +662,8 @@ static void test_tokenize(void **state)
 
     refused(api_tokenize, "{}", &support.env, "prompt", "missing_required_parameter");
     refused(api_tokenize, "{\"prompt\":[3]}", &support.env, "prompt", "invalid_type");
+    refused(api_tokenize, "{\"prompt\":\"\",\"return_token_strs\":1}", &support.env,
+            "return_token_strs", "invalid_type");
     refused(api_tokenize, "{\"prompt\":\"\",\"x\":1}", &support.env, "x", "unknown_parameter");
     refused(api_tokenize, "{\"prompt\":\"\",\"model\":\"z\"}", &support.env, "model",
             "model_not_found");
@@ -671,12 +681,13 @@ static void test_models(void **state)
     api_models(&support.env, &b);
     assert_string_equal(b.data, "{\"object\":\"list\",\"data\":[{\"id\":\"m\",\"object\":\"model\","
                                 "\"created\":1700000000,\"owned_by\":\"openmoed\","
-                                "\"max_model_len\":64}]}");
+                                "\"root\":\"m\",\"parent\":null,\"max_model_len\":64}]}");
     b.len = 0;
     struct api_error err;
     assert_int_equal(api_model("m", &support.env, &b, &err), 0);
     assert_string_equal(b.data, "{\"id\":\"m\",\"object\":\"model\",\"created\":1700000000,"
-                                "\"owned_by\":\"openmoed\",\"max_model_len\":64}");
+                                "\"owned_by\":\"openmoed\",\"root\":\"m\",\"parent\":null,"
+                                "\"max_model_len\":64}");
     b.len = 0;
     assert_int_equal(api_model("n", &support.env, &b, &err), -1);
     assert_int_equal(err.status, 404);

@@ -27,11 +27,12 @@ static void test_completion_stream(void **state)
                          "{\"index\":0,\"text\":\"c\",\"logprobs\":null,\"finish_reason\":null}],"
                          "\"usage\":null}\n\n");
     feed_done(&run, 0, SCHED_LENGTH);
-    output_is(&run,
-              TEXT "{\"index\":0,\"text\":\"\",\"logprobs\":null,\"finish_reason\":\"length\"}],"
-                   "\"usage\":null}\n\n" TEXT
-                   "],\"usage\":{\"prompt_tokens\":2,\"completion_tokens\":2,\"total_tokens\":4,"
-                   "\"prompt_tokens_details\":{\"cached_tokens\":0}}}\n\ndata: [DONE]\n\n");
+    output_is(
+        &run,
+        TEXT "{\"index\":0,\"text\":\"\",\"logprobs\":null,\"finish_reason\":\"length\"}],"
+             "\"usage\":null}\n\n" TEXT
+             "],\"usage\":{\"prompt_tokens\":2,\"completion_tokens\":2,\"total_tokens\":4," DETAILS(
+                 "0") "}}\n\ndata: [DONE]\n\n");
     end(&run);
 }
 
@@ -90,7 +91,7 @@ static void test_echo_scores(void **state)
             "\"token_logprobs\":[null,-4,-9999,-9999,-9999],"
             "\"top_logprobs\":[null,{\"z\":-0.25,\"b\":-4},{\"c\":-0.5},"
             "{\"\\\"\":-0.5,\"bytes:\\\\xc3\":-9999},{\"\\\"\":-0.5,\"bytes:\\\\xa9\":-9999}],"
-            "\"text_offset\":[0,1,2,3,4]}");
+            "\"text_offset\":[0,1,2,3,4],\"bytes\":[[97],[98],[99],[195],[169]]}");
     cJSON_Delete(body);
     end(&run);
 }
@@ -103,11 +104,12 @@ static void test_echo_only(void **state)
     feed_score(&run, 1, byte_id('b'), -4, byte_id('z'));
     output_is(&run, "");
     feed_done(&run, 0, SCHED_LENGTH);
-    output_is(&run, TEXT "{\"index\":0,\"text\":\"ab\",\"logprobs\":{\"tokens\":[\"a\",\"b\"],"
-                         "\"token_logprobs\":[null,-4],\"top_logprobs\":null,"
-                         "\"text_offset\":[0,1]},\"finish_reason\":null}]}\n\n" TEXT
-                         "{\"index\":0,\"text\":\"\",\"logprobs\":null,"
-                         "\"finish_reason\":\"length\"}]}\n\ndata: [DONE]\n\n");
+    output_is(&run,
+              TEXT "{\"index\":0,\"text\":\"ab\",\"logprobs\":{\"tokens\":[\"a\",\"b\"],"
+                   "\"token_logprobs\":[null,-4],\"top_logprobs\":null,"
+                   "\"text_offset\":[0,1],\"bytes\":[[97],[98]]},\"finish_reason\":null}]}\n\n" TEXT
+                   "{\"index\":0,\"text\":\"\",\"logprobs\":null,"
+                   "\"finish_reason\":\"length\"}]}\n\ndata: [DONE]\n\n");
     end(&run);
 
     // Without scores, the text alone; a prompt of one token has nothing to score.
@@ -128,7 +130,7 @@ static void test_echo_only(void **state)
     body = body_of(&run);
     json_is(cJSON_GetObjectItem(choice_of(body, 0), "logprobs"),
             "{\"tokens\":[\"q\"],\"token_logprobs\":[null],\"top_logprobs\":[null],"
-            "\"text_offset\":[0]}");
+            "\"text_offset\":[0],\"bytes\":[[113]]}");
     cJSON_Delete(body);
     end(&run);
 }
@@ -209,7 +211,7 @@ static void test_ids_only(void **state)
             "{\"tokens\":[\"token_id:3\",\"token_id:4\",\"token_id:9\"],"
             "\"token_logprobs\":[null,-1,-2],\"top_logprobs\":[null,"
             "{\"token_id:5\":-0.25,\"token_id:4\":-1},{\"token_id:9\":-2}],"
-            "\"text_offset\":[0,0,0]}");
+            "\"text_offset\":[0,0,0],\"bytes\":[null,null,null]}");
     cJSON_Delete(body);
     end(&run);
 

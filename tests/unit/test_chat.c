@@ -203,18 +203,36 @@ static void test_without_bos(void **state)
     rmdir(folder);
 }
 
+/* The assistant's last message is left open: its text ends the prompt. */
+static void test_continued(void **state)
+{
+    (void)state;
+    const struct engine_message msgs[] = {SYS("S"),     USER("a"), BOT("b"),  USER("c"),
+                                          BOT("I say"), SYS("T"),  BOT("yes")};
+    const struct part want[] = {ID(PAD),
+                                TEXT("<<SYS>>\nS\n\nT\n<</SYS>>\n\n"),
+                                ID(BOS),
+                                TEXT("[INST] a [/INST] b "),
+                                ID(EOS),
+                                ID(BOS),
+                                TEXT("[INST] c [/INST] I say\n\nyes")};
+    check(tok, msgs, COUNT(msgs), want, COUNT(want));
+}
+
 static void test_wrong_order(void **state)
 {
     (void)state;
     const struct engine_message none[] = {SYS("x")}, bot_first[] = {BOT("x"), USER("y")},
-                                bot_last[] = {USER("x"), BOT("y"), SYS("z")},
                                 not_text[] = {USER("x\xff")};
     const struct {
         const struct engine_message *msgs;
         size_t n;
         const char *word;
-    } cases[] = {{none, 0, "no user"},      {none, 1, "no user"},    {bot_first, 2, "begin"},
-                 {bot_last, 3, "end with"}, {bot_first, 1, "begin"}, {not_text, 1, "UTF-8"}};
+    } cases[] = {{none, 0, "no user"},
+                 {none, 1, "no user"},
+                 {bot_first, 2, "begin"},
+                 {bot_first, 1, "begin"},
+                 {not_text, 1, "UTF-8"}};
     for (size_t i = 0; i < COUNT(cases); i++) {
         int32_t *ids = (int32_t[]){1};
         size_t n = 7;
@@ -237,6 +255,7 @@ int main(void)
         cmocka_unit_test(test_empty_texts),
         cmocka_unit_test(test_markers_in_messages),
         cmocka_unit_test(test_without_bos),
+        cmocka_unit_test(test_continued),
         cmocka_unit_test(test_wrong_order),
     };
     return cmocka_run_group_tests(tests, setup, teardown);

@@ -88,6 +88,39 @@ static void histograms_are_cumulative(void **state)
     free(page);
 }
 
+/* Gaps go to one histogram as they come, the mean of a sequence to the other at its end. */
+static void paces_of_sequences(void **state)
+{
+    struct metrics m;
+    struct sched_stats st = {0};
+    struct metrics_pace paces[4] = {0};
+    (void)state;
+    metrics_init(&m, 0);
+    assert_true(metrics_token(&m, &paces[0], 100.0));
+    assert_false(metrics_token(&m, &paces[0], 100.25));
+    assert_true(metrics_token(&m, &paces[1], 100.25)); /* one token: it has no pace */
+    assert_false(metrics_token(&m, &paces[0], 101.0));
+    assert_true(metrics_token(&m, &paces[2], 0.0)); /* a clock may start there */
+    assert_false(metrics_token(&m, &paces[2], 2.0));
+    assert_int_equal(m.output_token.sum, 0);
+    metrics_end(&m, 30, 6, paces, 4);
+    metrics_end(&m, 0, 0, NULL, 0);
+    char *page = render(&m, &st);
+    assert_int_equal(value(page, "openmoed_inter_token_seconds_count"), 3);
+    assert_true(value(page, "openmoed_inter_token_seconds_sum") == 3);
+    assert_int_equal(value(page, "openmoed_time_per_output_token_seconds_count"), 2);
+    assert_true(value(page, "openmoed_time_per_output_token_seconds_sum") == 2.5);
+    assert_int_equal(value(page, "openmoed_time_per_output_token_seconds_bucket{le=\"0.5\"}"), 1);
+    assert_int_equal(value(page, "openmoed_request_prompt_tokens_bucket{le=\"1\"}"), 1);
+    assert_int_equal(value(page, "openmoed_request_prompt_tokens_bucket{le=\"20\"}"), 1);
+    assert_int_equal(value(page, "openmoed_request_prompt_tokens_bucket{le=\"50\"}"), 2);
+    assert_int_equal(value(page, "openmoed_request_prompt_tokens_sum"), 30);
+    assert_int_equal(value(page, "openmoed_request_generated_tokens_bucket{le=\"5\"}"), 1);
+    assert_int_equal(value(page, "openmoed_request_generated_tokens_bucket{le=\"10\"}"), 2);
+    assert_int_equal(value(page, "openmoed_request_generated_tokens_sum"), 6);
+    free(page);
+}
+
 static void figures_land_under_their_names(void **state)
 {
     struct metrics m;
@@ -99,11 +132,11 @@ static void figures_land_under_their_names(void **state)
         .kv_blocks_cached = 8,
         .waiting_tokens = 77,
         .deferrals = 13,
-        .steps = 6,
         .step_tokens = 7,
         .prompt_tokens = UINT64_C(10000000000000001),
         .generated_tokens = 9,
         .step_seconds = 1.5,
+        .step_counts = {[0] = 2, [3] = 3, [SCHED_STEP_BOUNDS] = 1},
     };
     (void)state;
     metrics_init(&m, 1700000000.25);
@@ -125,11 +158,15 @@ static void figures_land_under_their_names(void **state)
     assert_int_equal(value(page, "openmoed_kv_blocks{state=\"cached\"}"), 8);
     assert_int_equal(value(page, "openmoed_tokens_waiting"), 77);
     assert_int_equal(value(page, "openmoed_deferrals_total"), 13);
-    assert_int_equal(value(page, "openmoed_steps_total"), 6);
     assert_int_equal(value(page, "openmoed_step_tokens_total"), 7);
     assert_int_equal(value(page, "openmoed_generated_tokens_total"), 9);
     assert_non_null(strstr(page, "\nopenmoed_prompt_tokens_total 10000000000000001\n"));
-    assert_true(value(page, "openmoed_step_seconds_total") == 1.5);
+    assert_true(value(page, "openmoed_step_seconds_sum") == 1.5);
+    assert_int_equal(value(page, "openmoed_step_seconds_bucket{le=\"0.0001\"}"), 2);
+    assert_int_equal(value(page, "openmoed_step_seconds_bucket{le=\"0.0005\"}"), 2);
+    assert_int_equal(value(page, "openmoed_step_seconds_bucket{le=\"0.001\"}"), 5);
+    assert_int_equal(value(page, "openmoed_step_seconds_bucket{le=\"30\"}"), 5);
+    assert_int_equal(value(page, "openmoed_step_seconds_count"), 6);
     assert_int_equal(value(page, "openmoed_requests_total{outcome=\"stop\"}"), 21);
     assert_int_equal(value(page, "openmoed_requests_total{outcome=\"length\"}"), 22);
     assert_int_equal(value(page, "openmoed_requests_total{outcome=\"cancelled\"}"), 23);
@@ -208,6 +245,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(buckets_take_their_upper_bound),
         cmocka_unit_test(histograms_are_cumulative),
+        cmocka_unit_test(paces_of_sequences),
         cmocka_unit_test(figures_land_under_their_names),
         cmocka_unit_test(every_line_belongs_to_a_family),
         cmocka_unit_test(label_values_are_escaped),

@@ -565,6 +565,14 @@ static void figures_add_up(void **state)
     assert_int_equal(st.prompt_tokens, 24);
     assert_int_equal(st.generated_tokens, 10);
     assert_true(st.step_seconds > 0);
+    uint64_t timed = 0;
+    double least = 0; /* every step in its bucket: their lower bounds are below the sum */
+    for (int i = 0; i <= SCHED_STEP_BOUNDS; i++) {
+        timed += st.step_counts[i];
+        if (i > 0) least += (double)st.step_counts[i] * sched_step_bounds[i - 1];
+    }
+    assert_int_equal(timed, st.steps);
+    assert_true(least <= st.step_seconds);
     harness_close(h);
 }
 
