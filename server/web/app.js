@@ -9,6 +9,8 @@ import * as store from "./store.js";
 
 const $ = (id) => document.getElementById(id);
 
+const NUMBERS = ["temperature", "top_p", "max_tokens", "seed"]; // settings that go with a request
+
 const chats = new Map(store.allChats().map((chat) => [chat.id, chat])); // id -> chat
 const running = new Map(); // id of a chat -> AbortController of the reply it waits for
 const settings = store.loadSettings();
@@ -58,7 +60,12 @@ function showMessages() {
   views = current.messages.map((m) => new MessageView(m, on));
   views.at(-1)?.show({ live: busy, last: true });
   $("log").replaceChildren(...views.map((v) => v.element));
-  if (!views.length) $("log").append(Object.assign(document.createElement("p"), { className: "empty", textContent: "What shall we talk about?" }));
+  if (!views.length) {
+    const empty = document.createElement("p");
+    empty.className = "empty";
+    empty.textContent = "What shall we talk about?";
+    $("log").append(empty);
+  }
   toEnd();
 }
 
@@ -90,8 +97,9 @@ function keep(chat) {
 function requestFor(chat) {
   const messages = chat.messages.filter((m) => m.content).map(({ role, content }) => ({ role, content }));
   if (settings.system) messages.unshift({ role: "system", content: settings.system });
-  const body = { model: settings.model ?? served[0]?.id, messages, stream: true, stream_options: { include_usage: true } };
-  for (const name of ["temperature", "top_p", "max_tokens", "seed"]) if (settings[name] != null) body[name] = settings[name];
+  const body = { model: settings.model ?? served[0]?.id, messages, stream: true };
+  body.stream_options = { include_usage: true };
+  for (const name of NUMBERS) if (settings[name] != null) body[name] = settings[name];
   if (settings.return_routing) body.return_routing = true;
   return body;
 }
@@ -272,11 +280,10 @@ function askKey(why, then) {
   $("key-asked").focus();
 }
 
-const NUMBERS = ["temperature", "top_p", "max_tokens", "seed"];
-
 function openSettings() {
   for (const name of [...NUMBERS, "system"]) $(name).value = settings[name] ?? "";
-  $("model-choice").replaceChildren(...served.map((m) => new Option(m.id, m.id, false, m.id === settings.model)));
+  const choices = served.map((m) => new Option(m.id, m.id, false, m.id === settings.model));
+  $("model-choice").replaceChildren(...choices);
   $("theme").value = localStorage.getItem("openmoed.theme") ?? "";
   $("key").value = store.apiKey();
   showDialog($("settings"), () => {
@@ -358,7 +365,9 @@ const SHORTCUTS = {
 document.addEventListener("keydown", (event) => {
   if (document.querySelector("dialog[open]")) return; // the browser's own keys
   if (event.key === "Escape") {
-    if (!closeSide()) running.has(current.id) ? stop() : $("routing").hidden || toggleRouting(false);
+    if (closeSide()) return;
+    if (running.has(current.id)) stop();
+    else if (!$("routing").hidden) toggleRouting(false);
     return;
   }
   const action = event.altKey && !event.ctrlKey && !event.metaKey && SHORTCUTS[event.code];

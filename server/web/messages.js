@@ -22,12 +22,13 @@ function part(parent, tag, className) {
 
 // "13 tokens · 210 tokens/s · first after 0.05 s · prompt 81, of which cached 64"
 function factsLine({ facts = {}, finish }) {
+  const { tokens, about, rate, first, prompt, cached } = facts;
   const n = (value, digits = 0) => Number(value).toFixed(digits);
   const said = [];
-  if (facts.tokens >= 0) said.push(`${facts.about ? "about " : ""}${n(facts.tokens)} token${facts.tokens === 1 ? "" : "s"}`);
-  if (facts.rate > 0) said.push(`${n(facts.rate, facts.rate < 10 ? 1 : 0)} tokens/s`);
-  if (facts.first >= 0) said.push(`first after ${n(facts.first, 2)} s`);
-  if (facts.prompt >= 0) said.push(`prompt ${n(facts.prompt)}` + (facts.cached > 0 ? `, of which cached ${n(facts.cached)}` : ""));
+  if (tokens >= 0) said.push(`${about ? "about " : ""}${n(tokens)} token${tokens === 1 ? "" : "s"}`);
+  if (rate > 0) said.push(`${n(rate, rate < 10 ? 1 : 0)} tokens/s`);
+  if (first >= 0) said.push(`first after ${n(first, 2)} s`);
+  if (prompt >= 0) said.push(`prompt ${n(prompt)}${cached > 0 ? `, of which cached ${n(cached)}` : ""}`);
   if (finish === "length") said.push("cut off at the limit of tokens");
   if (finish === "stopped") said.push("stopped");
   return said.join(" · ");
@@ -63,7 +64,8 @@ export class MessageView {
     this.element.setAttribute("aria-busy", String(live));
     if (m.role === "user") {
       this.text.textContent = m.content;
-      this.actions.replaceChildren(copyButton(() => m.content, "Copy message"), button("Edit", "edit", () => this.edit()));
+      const edit = button("Edit", "edit", () => this.edit());
+      this.actions.replaceChildren(copyButton(() => m.content, "Copy message"), edit);
       return;
     }
     render(this.text, m.content);
@@ -72,7 +74,9 @@ export class MessageView {
     this.actions.replaceChildren();
     if (live) return;
     if (m.content) this.actions.append(copyButton(() => m.content, "Copy reply"));
-    if (last) this.actions.append(button(m.error ? "Try again" : "Regenerate", "regenerate", () => this.on.regenerate()));
+    if (!last) return;
+    const label = m.error ? "Try again" : "Regenerate";
+    this.actions.append(button(label, "regenerate", () => this.on.regenerate()));
   }
 
   edit() {

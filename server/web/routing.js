@@ -40,7 +40,8 @@ function heatMap({ layers, experts, picks }, dropped) {
       const lost = dropped.by_expert[l][e];
       cell.style.setProperty("--share", n / most);
       cell.classList.toggle("lost", lost > 0);
-      cell.title = `Layer ${layer}, expert ${e}: ${n} picks (${percent(n, sum(picks[l]))}), ${lost} dropped`;
+      const share = percent(n, sum(picks[l]));
+      cell.title = `Layer ${layer}, expert ${e}: ${n} picks (${share}), ${lost} dropped`;
       cell.append(make("span", String(n)));
     });
   });
@@ -53,19 +54,20 @@ function busiest({ layers, experts, picks }) {
     return { layer, n, expert: picks[l].indexOf(n), share: n / (sum(picks[l]) || 1) };
   });
   const top = all.reduce((a, b) => (b.share > a.share ? b : a));
-  return `The busiest is expert ${top.expert} of layer ${top.layer} with ${percent(top.share, 1)} of its layer's picks; ` +
-    `an even share is ${percent(1, experts)}.`;
+  return `The busiest is expert ${top.expert} of layer ${top.layer} with ${percent(top.share, 1)} of its ` +
+    `layer's picks; an even share is ${percent(1, experts)}.`;
 }
 
 function drops(caption, first, buckets) {
   const table = make("table", undefined, "drops");
   table.append(make("caption", caption));
-  table.createTHead().insertRow().append(...[first, "Picks", "Dropped", "Share"].map((t) => header(t, "col")));
+  const top = table.createTHead().insertRow();
+  top.append(...[first, "Picks", "Dropped", "Share"].map((t) => header(t, "col")));
   const body = table.createTBody();
   for (const b of buckets) {
     const row = body.insertRow();
-    const range = b.last === null ? `${b.first} and on` : b.first === b.last ? b.first : `${b.first} to ${b.last}`;
-    row.append(header(String(range), "row"));
+    const end = b.last === null ? " and on" : b.last === b.first ? "" : ` to ${b.last}`;
+    row.append(header(b.first + end, "row"));
     for (const value of [b.picks, b.dropped]) row.append(make("td", String(value)));
     const share = make("td", percent(b.dropped, b.picks), "share");
     share.style.setProperty("--share", b.picks ? b.dropped / b.picks : 0);
@@ -77,13 +79,17 @@ function drops(caption, first, buckets) {
 export function showRouting(element, facts) {
   try {
     const { routing, dropped } = facts;
-    const lost = dropped.total
-      ? `${dropped.total} of ${dropped.picks} picks were dropped (${percent(dropped.total, dropped.picks)}); outlined above.`
-      : `None of the ${dropped.picks} picks was dropped.`;
-    element.replaceChildren(make("p", "Picks by layer (rows) and expert (columns): the stronger the colour, the more."),
-      heatMap(routing, dropped), make("p", `${routing.tokens} tokens, prompt and reply. ${busiest(routing)}`), make("p", lost),
+    const share = percent(dropped.total, dropped.picks);
+    element.replaceChildren(
+      make("p", "Picks by layer (rows) and expert (columns): the stronger the colour, the more."),
+      heatMap(routing, dropped),
+      make("p", `${routing.tokens} tokens, prompt and reply. ${busiest(routing)}`),
+      make("p", dropped.total
+        ? `${dropped.total} of ${dropped.picks} picks were dropped (${share}); outlined above.`
+        : `None of the ${dropped.picks} picks was dropped.`),
       drops("Drops by position in the chat", "Position", dropped.by_position),
-      drops("Drops by turn of the chat", "Turn", dropped.by_turn));
+      drops("Drops by turn of the chat", "Turn", dropped.by_turn),
+    );
   } catch { // nothing recorded, or a file that was changed by hand
     element.replaceChildren(make("p", "Nothing is recorded for the last reply of this chat."));
   }

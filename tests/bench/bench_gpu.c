@@ -14,6 +14,7 @@
 //
 // A prompt longer than --longest (2048) is a step of as many prompts of that length.
 #include <getopt.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -172,53 +173,88 @@ static double wanted_share(int rank, int experts)
     return share * n / experts;
 }
 
-/* How much oftener than tokens at random bring it each expert is wanted, layer by layer; the
- * experts that are busy anyway are wanted most. */
-static void wanted_ratios(const struct bench *b, double ratio[MAX_LAYERS][MAX_EXPERTS])
+struct wishes {
+    double load[MAX_LAYERS][MAX_EXPERTS];  /* shares of the picks that are wanted */
+    double ratio[MAX_LAYERS][MAX_EXPERTS]; /* by which a candidate that goes there is preferred */
+    double *weights; /* [CANDIDATES, seqs] of a sequence's candidates, sum 1 */
+};
+
+static int32_t pick_of(const struct bench *b, int candidate, int layer, int seq, int k)
 {
-    const int experts = b->info->experts, picks = CANDIDATES * b->seqs * b->info->topk;
-    for (int l = 0; l < b->info->moe_layers; l++) {
-        double load[MAX_EXPERTS] = {0};
-        for (int c = 0; c < CANDIDATES; c++)
-            for (int i = 0; i < b->seqs * b->info->topk; i++)
-                load[b->tried[(c * b->info->moe_layers + l) * b->seqs * b->info->topk + i]] += 1;
-        for (int e = 0; e < experts; e++) {
-            int rank = 0;
-            for (int o = 0; o < experts; o++)
-                rank += load[o] > load[e] || (load[o] == load[e] && o < e);
-            ratio[l][e] = load[e] > 0 ? wanted_share(rank, experts) * picks / load[e] : 0;
+    const int topk = b->info->topk, one = b->info->moe_layers * b->seqs * topk;
+    return b->tried[candidate * one + (layer * b->seqs + seq) * topk + k];
+}
+
+/* The experts' loads when each sequence draws by `weights`. */
+static void loads_of(const struct bench *b, const struct wishes *w,
+                     double load[MAX_LAYERS][MAX_EXPERTS])
+{
+    memset(load, 0, sizeof(double[MAX_LAYERS][MAX_EXPERTS]));
+    for (int c = 0; c < CANDIDATES; c++)
+        for (int s = 0; s < b->seqs; s++)
+            for (int l = 0; l < b->info->moe_layers; l++)
+                for (int k = 0; k < b->info->topk; k++)
+                    load[l][pick_of(b, c, l, s, k)] +=
+                        w->weights[c * b->seqs + s] / (b->seqs * b->info->topk);
+}
+
+static void weigh(const struct bench *b, struct wishes *w)
+{
+    for (int s = 0; s < b->seqs; s++) {
+        double sum = 0;
+        for (int c = 0; c < CANDIDATES; c++) {
+            double v = 1;
+            for (int l = 0; l < b->info->moe_layers; l++)
+                for (int k = 0; k < b->info->topk; k++) v *= w->ratio[l][pick_of(b, c, l, s, k)];
+            sum += w->weights[c * b->seqs + s] = v;
         }
+        for (int c = 0; c < CANDIDATES; c++) w->weights[c * b->seqs + s] /= sum;
     }
 }
 
-/* Each sequence's token: drawn from candidates by what their experts are wanted. Where a candidate
- * goes does not depend on the others in the step. */
+/* Weights by which the loads come near those wanted; the experts that are busy anyway are to be the
+ * busiest. */
+static void fit(const struct bench *b, struct wishes *w)
+{
+    static double load[MAX_LAYERS][MAX_EXPERTS];
+    const int experts = b->info->experts;
+    for (int l = 0; l < b->info->moe_layers; l++)
+        for (int e = 0; e < experts; e++) w->ratio[l][e] = 1;
+    for (int round = 0; round <= 40; round++) {
+        weigh(b, w);
+        loads_of(b, w, load);
+        for (int l = 0; l < b->info->moe_layers; l++)
+            for (int e = 0; e < experts; e++) {
+                int rank = 0;
+                for (int o = 0; round == 0 && o < experts; o++)
+                    rank += load[l][o] > load[l][e] || (load[l][o] >= load[l][e] && o < e);
+                if (round == 0) w->load[l][e] = wanted_share(rank, experts);
+                if (load[l][e] > 0) w->ratio[l][e] *= sqrt(w->load[l][e] / load[l][e]);
+            }
+    }
+}
+
+/* Each sequence's token, drawn from candidates. Where one goes does not depend on the others in the
+ * step. */
 static void choose_tokens(struct bench *b, int position)
 {
-    static double ratio[MAX_LAYERS][MAX_EXPERTS];
-    const int topk = b->info->topk, layers = b->info->moe_layers, one = layers * b->seqs * topk;
+    static struct wishes w;
+    const int one = b->info->moe_layers * b->seqs * b->info->topk;
     int32_t *ids = room((size_t)(CANDIDATES * b->seqs), sizeof *ids);
+    w.weights = room((size_t)(CANDIDATES * b->seqs), sizeof *w.weights);
     for (int c = 0; c < CANDIDATES; c++) {
         for (int s = 0; s < b->seqs; s++) ids[c * b->seqs + s] = b->decoded[s] = random_token(b);
         (void)step(b, 0, b->seqs, position, 1, true);
         memcpy(b->tried + c * one, b->routing.experts, (size_t)one * sizeof *b->tried);
     }
-    wanted_ratios(b, ratio);
+    fit(b, &w);
     for (int s = 0; s < b->seqs; s++) {
-        double weight[CANDIDATES], sum = 0;
-        for (int c = 0; c < CANDIDATES; c++) {
-            weight[c] = 1;
-            for (int l = 0; l < layers; l++)
-                for (int k = 0; k < topk; k++)
-                    weight[c] *= ratio[l][b->tried[c * one + (l * b->seqs + s) * topk + k]];
-            sum += weight[c];
-        }
-        double at = sum * (random_bits() >> 8) * 0x1p-23;
+        double at = (random_bits() >> 8) * 0x1p-23;
         int c = 0;
-        while (c + 1 < CANDIDATES && (at -= weight[c]) >= 0) c++;
+        while (c + 1 < CANDIDATES && (at -= w.weights[c * b->seqs + s]) >= 0) c++;
         b->decoded[s] = ids[c * b->seqs + s];
     }
-    free(ids);
+    free(ids), free(w.weights);
 }
 
 /* Of the last step: experts touched, summed over the layers, and the share of the busiest one times

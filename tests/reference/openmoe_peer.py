@@ -361,6 +361,8 @@ class Bench:
         at = torch.tensor([context - 1], device=self.device)
         self.model.use("grouped")
         skew(self.model, self.ids(batch, 1), at, self.model.cache(batch, context), context)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
         for context in self.args.contexts:
             self.decode(context)
         for tokens in self.args.prompts:
