@@ -30,7 +30,7 @@ static void end_run(struct feed *f, enum api_call_event event, const char *end)
     f->run = NULL;
 }
 
-static void enter(struct api_call_parser *p, int state)
+static void enter(struct api_call_parser *p, enum api_call_state state)
 {
     p->state = state;
     p->matched = 0;

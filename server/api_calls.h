@@ -15,9 +15,18 @@
 #define API_CALL_END     "</tool_call>"
 #define API_MAX_CALLNAME 64
 
+enum api_call_state {
+    CALLS_TEXT,
+    CALLS_HEAD,
+    CALLS_NAME,
+    CALLS_MIDDLE,
+    CALLS_ARGUMENTS,
+    CALLS_TAIL
+};
+
 /* Start with zeroes. */
 struct api_call_parser {
-    enum { CALLS_TEXT, CALLS_HEAD, CALLS_NAME, CALLS_MIDDLE, CALLS_ARGUMENTS, CALLS_TAIL } state;
+    enum api_call_state state;
     size_t matched; /* bytes of the literal that this state expects */
     int depth;      /* of brackets in the arguments */
     bool in_string, escaped;

@@ -147,3 +147,28 @@ def test_structured_output(make, loop, method):
         answer = model.invoke(question)
         assert isinstance(answer["parsed"], Cat) and answer["parsing_error"] is None, answer
     assert isinstance(loop.run(model.ainvoke("Hello!"))["parsed"], Cat)
+
+
+# ---- /v1/responses
+
+
+def text_of(answer):
+    return "".join(one["text"] for one in answer.content if one["type"] == "text")
+
+
+def test_responses(make, said):
+    model = make(use_responses_api=True, use_previous_response_id=True)
+    expected = said([user("Hi, I am Mina and I live in Lisbon.")])
+    first = model.invoke("Hi, I am Mina and I live in Lisbon.")
+    assert text_of(first) == expected.choices[0].message.content
+    assert first.usage_metadata["output_tokens"] == expected.usage.completion_tokens
+    whole = None
+    for one in model.stream("Hi, I am Mina and I live in Lisbon."):
+        whole = one if whole is None else whole + one
+    assert text_of(whole) == text_of(first)
+    # the history is the daemon's: what is sent is the last message
+    talk = [HumanMessage("Hi, I am Mina and I live in Lisbon."), first, HumanMessage("What is my name?")]
+    plain = [user(talk[0].content), {"role": "assistant", "content": text_of(first)}, user(talk[2].content)]
+    assert text_of(model.invoke(talk)) == said(plain).choices[0].message.content
+    parsed = make(use_responses_api=True, max_tokens=300).with_structured_output(Cat).invoke("Tell me about a cat.")
+    assert isinstance(parsed, Cat)

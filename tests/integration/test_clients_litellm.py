@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """LiteLLM, which many gateways and agents are made of: completion, streaming, their asynchronous twins, text
-completions, tools, and its names for our errors. It is told to look nothing up in the network."""
+completions, responses, tools, and its names for our errors. It is told to look nothing up in the network."""
 
 import asyncio
 import json
@@ -107,3 +107,14 @@ def test_tools_and_forms(to):
                                                      "schema": add["function"]["parameters"]}}
     answer = litellm.completion(**asked, response_format=schema)
     assert json.loads(answer.choices[0].message.content).keys() == {"a", "b"}
+
+
+def test_responses(to, said):
+    asked = {**to, "max_output_tokens": to["max_tokens"], "input": "Spell the word tiger."}
+    del asked["max_tokens"]
+    expected = said("Spell the word tiger.").choices[0].message.content
+    answer = litellm.responses(**asked)
+    assert answer.output[0].content[0].text == expected and answer.status == "completed"
+    events = list(litellm.responses(**asked, stream=True))
+    assert "".join(one.delta for one in events if one.type == "response.output_text.delta") == expected
+    assert events[-1].type == "response.completed"

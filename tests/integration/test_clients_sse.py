@@ -18,14 +18,15 @@ CHAT = {"model": MODEL, "messages": [user("Hello!")], "max_tokens": 24, "tempera
         "stream_options": {"include_usage": True}, "ignore_eos": True}
 TEXT = {"model": MODEL, "prompt": ODD, "max_tokens": 8, "temperature": 0, "stream": True, "echo": True, "n": 2,
         "ignore_eos": True}
-EVENT = re.compile(rb"data: ([^\r\n]+)\n\n")
+EVENT = re.compile(rb"(?:event: ([a-z_.]+)\n)?data: ([^\r\n]+)\n\n")
 
 
 class Reader:
-    """Events as the specification's parser dispatches them, fed any pieces of bytes."""
+    """Events (type, data) as the specification's parser dispatches them."""
 
     def __init__(self):
-        self.events, self._data, self._line, self._after_cr, self._begun = [], [], b"", False, False
+        self.events, self._type, self._data = [], "", []
+        self._line, self._after_cr, self._begun = b"", False, False
 
     def feed(self, piece):
         for byte in piece:
@@ -45,27 +46,36 @@ class Reader:
             self._begun = True
         if not line:
             if self._data:
-                self.events.append("\n".join(self._data))
-            self._data = []
+                self.events.append((self._type, "\n".join(self._data)))
+            self._type, self._data = "", []
             return
         field, _, value = line.partition(":")
         assert field in ("data", "event", "id", "retry", ""), f"unknown field {field!r}"
         if field == "data":
             self._data.append(value.removeprefix(" "))
+        if field == "event":
+            self._type = value.removeprefix(" ")
 
     def end(self):
         assert not self._line and not self._data, "the stream ends within an event"
         return self.events
 
 
-def read(body):
+def typed(body):
     """The events of a whole stream: by the strict form, which a parser of the specification reads the same."""
-    strict = EVENT.findall(body)
-    assert b"".join(b"data: " + one + b"\n\n" for one in strict) == body, "bytes that belong to no event"
+    strict = list(EVENT.finditer(body))
+    assert b"".join(one.group(0) for one in strict) == body, "bytes that belong to no event"
     reader = Reader()
     reader.feed(body)
-    assert reader.end() == [one.decode() for one in strict]
+    assert reader.end() == [((one.group(1) or b"").decode(), one.group(2).decode()) for one in strict]
     return reader.events
+
+
+def read(body):
+    """The data of events without a type."""
+    events = typed(body)
+    assert {kind for kind, _ in events} == {""}
+    return [data for _, data in events]
 
 
 def chunks(events):
@@ -110,6 +120,17 @@ def test_text_that_looks_like_framing(daemon, http, tool):
     whole = http.post("/v1/completions", json={**TEXT, "stream": False}).json()
     assert texts == [choice["text"] for choice in whole["choices"]]
     assert all(text.startswith(ODD) and len(text) > len(ODD) for text in texts)
+
+
+def test_typed_events(http):
+    asked = {"model": MODEL, "input": ODD, "max_output_tokens": 16, "instructions": ODD, "stream": True}
+    with http.stream("POST", "/v1/responses", json=asked) as answer:
+        events = typed(b"".join(answer.iter_raw()))
+    found = [json.loads(data) for _, data in events]
+    assert [one["type"] for one in found] == [kind for kind, _ in events]
+    assert [one["sequence_number"] for one in found] == list(range(len(found)))
+    assert found[0]["type"] == "response.created" and found[0]["response"]["instructions"] == ODD
+    assert found[-1]["type"] in ("response.completed", "response.incomplete")
 
 
 def test_one_connection_for_many_streams(http):

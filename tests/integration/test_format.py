@@ -101,7 +101,8 @@ def test_other_forms(client, form, check, old):
     for seed in range(5):
         chat = client.chat.completions.create(**ASK, **WILD, seed=seed, extra_body=body)
         assert check(chat.choices[0].message.content) and chat.choices[0].finish_reason == "stop"
-        text = client.completions.create(model=MODEL, prompt="A cat", max_tokens=600, **WILD, seed=seed, extra_body=body)
+        text = client.completions.create(
+            model=MODEL, prompt="A cat", max_tokens=600, **WILD, seed=seed, extra_body=body)
         assert check(text.choices[0].text) and text.choices[0].finish_reason == "stop"
 
 

@@ -275,7 +275,8 @@ def test_forms(client, ask):
     asked = {**ASK, "temperature": 1.5, "max_output_tokens": 300}
     parsed = client.responses.parse(**asked, text_format=Cat)
     assert isinstance(parsed.output_parsed, Cat)
-    schema = {"type": "json_schema", "name": "n", "strict": True, "schema": {"type": "integer", "minimum": 5, "maximum": 7}}
+    schema = {"type": "json_schema", "name": "n", "strict": True,
+              "schema": {"type": "integer", "minimum": 5, "maximum": 7}}
     answer = ask(**asked, text={"format": schema})
     assert answer.output_text in ("5", "6", "7") and answer.text.format.name == "n"
     answer = ask(**{**asked, "max_output_tokens": 20}, text={"format": {"type": "json_object"}})
@@ -356,7 +357,8 @@ BAD = [
     ({"input": [user("a"), {"type": "function_call_output", "call_id": "c", "output": "x"}]},
      "input[1].call_id", "invalid_value"),
     ({"input": [user("a"), {"type": "function_call", "call_id": "c", "name": "f", "arguments": "[]"},
-                {"type": "function_call_output", "call_id": "c", "output": "x"}]}, "input[1].arguments", "invalid_value"),
+                {"type": "function_call_output", "call_id": "c", "output": "x"}]},
+     "input[1].arguments", "invalid_value"),
     ({"max_output_tokens": 0}, "max_output_tokens", None),
     ({"max_output_tokens": 10**6}, "input", "context_length_exceeded"),
     ({"temperature": 3}, "temperature", None),

@@ -112,7 +112,8 @@ def test_whole_and_streamed_are_equal(client):
 
 
 def test_the_clients_own_helpers(client):
-    answer = client.chat.completions.parse(**ASK, **WILD, seed=3, tools=[openai.pydantic_function_tool(Add)], tool_choice=ONE)
+    answer = client.chat.completions.parse(**ASK, **WILD, seed=3, tools=[openai.pydantic_function_tool(Add)],
+                                           tool_choice=ONE)
     assert isinstance(answer.choices[0].message.tool_calls[0].function.parsed_arguments, Add)
     with client.chat.completions.stream(**ASK, **WILD, seed=3, tools=[openai.pydantic_function_tool(Add)],
                                         tool_choice=ONE) as stream:
