@@ -61,18 +61,18 @@ struct cfg_options {
     char *host;              /* --host: address to listen on */
     int port;                /* --port: 0 = any free port, which is logged */
     char *unix_socket;       /* --unix-socket: NULL = host and port */
-    enum cfg_access unix_socket_access;    /* --unix-socket-access */
-    char *tls_cert;                        /* --tls-cert: NULL = no TLS */
-    char *tls_key;                         /* --tls-key */
-    char *allowed_origins;                 /* --allowed-origins: NULL = no CORS */
-    enum cfg_switch insecure_no_auth;      /* --insecure-no-auth */
-    enum cfg_device device;                /* --device */
-    int gpu;                               /* --device cuda:N */
-    double gpu_memory_utilization;         /* --gpu-memory-utilization: share of what is free */
-    enum cfg_kv_dtype kv_cache_dtype;      /* --kv-cache-dtype */
-    enum cfg_quantization quantization;    /* --quantization */
-    enum cfg_dtype dtype;                  /* --dtype: auto = the checkpoint's */
-    int max_model_len;                     /* --max-model-len: tokens; 0 = the model's context */
+    enum cfg_access unix_socket_access; /* --unix-socket-access */
+    char *tls_cert;                     /* --tls-cert: NULL = no TLS */
+    char *tls_key;                      /* --tls-key */
+    char *allowed_origins;              /* --allowed-origins: NULL = no CORS */
+    enum cfg_switch insecure_no_auth;   /* --insecure-no-auth */
+    enum cfg_device device;             /* --device */
+    int gpu;                            /* --device cuda:N */
+    double gpu_memory_utilization;      /* --gpu-memory-utilization: share of what is free */
+    enum cfg_kv_dtype kv_cache_dtype;   /* --kv-cache-dtype */
+    enum cfg_quantization quantization; /* --quantization */
+    enum cfg_dtype dtype;               /* --dtype: auto = the checkpoint's */
+    int max_model_len;                  /* --max-model-len: tokens; 0 = the model's context */
     int threads;                /* --threads: compute threads; 0 = the CPUs this process may use */
     char *cpu_isa;              /* --cpu-isa: auto|reference|generic|avx2|avx512|amx */
     enum cfg_capacity capacity; /* --expert-capacity */

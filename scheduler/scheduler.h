@@ -153,7 +153,7 @@ struct sched_stats {
     uint64_t deferrals; /* steps in which a prompt waited for room at its experts */
     uint64_t prefix_queried_tokens, prefix_hit_tokens; /* of prompts that started: all, cached */
     uint64_t prefix_evictions;                         /* blocks */
-    double step_seconds; /* of all steps */
+    double step_seconds;                               /* of all steps */
     uint64_t step_counts[SCHED_STEP_BOUNDS + 1];
 };
 
