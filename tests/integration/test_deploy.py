@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files of deploy/ that others run: nginx (Debian's package nginx-light) with its own configuration in front of
+"""The files of deploy/ that others run: nginx (Debian's package nginx) with its own configuration in front of
 two daemons, and the commands, options and probes that the compose and Kubernetes files give to the daemon."""
 
 import hashlib
