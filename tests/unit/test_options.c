@@ -229,7 +229,7 @@ static void test_precedence(void **state)
         check_value(o, LIST(flag, value[0], joined), NULL, value[2]); /* the last one wins */
         tested++;
     }
-    assert_int_equal(tested, 46);
+    assert_int_equal(tested, 45);
 }
 
 static void test_config_flag_over_variable(void **state)
