@@ -135,6 +135,7 @@ bool cuda_graphs_end(struct cuda *c)
     (void)cudaGetLastError();
     if (g->now->exec) (void)cudaGraphExecDestroy(g->now->exec);
     g->now->exec = NULL;
+    g->now->used = 0; /* not known: begun anew, it runs as it is */
     g->failures++;
     return false;
 }

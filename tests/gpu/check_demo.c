@@ -3,8 +3,8 @@
 // check_demo.c: the demo model on a GPU. Held-out dialogues (tests/reference/dialogues.py, one JSON
 // list a line, in the file that TEST_DIALOGUES names) are played as chats: greedy replies, which
 // are the history of the next turn. In FP32 the GPU must say word for word what the CPU says; in
-// BF16, and with 8-bit weights and keys, as many replies must be right as on the CPU, give or take
-// one in fifty. On the emulated device one dialogue is played.
+// BF16 as many replies must be right as on the CPU, give or take one in fifty; with 8-bit weights
+// or keys, one in twenty. On the emulated device one dialogue is played.
 #include "tests/gpu/check.h"
 
 #include <cjson/cJSON.h>
@@ -201,12 +201,12 @@ static void in_fp32_the_text_is_the_cpus(void **state)
     free_played(gpu);
 }
 
-static void as_many_are_right(const struct form *f, const struct played *cpu)
+static void as_many_are_right(const struct form *f, const struct played *cpu, double lost)
 {
     struct played *gpu = play_all(CFG_DEVICE_CUDA, f);
     print_message("demo model, %s: %d of %d right; bf16 on the CPU %d of %d\n", f->name, gpu->right,
                   gpu->total, cpu->right, cpu->total);
-    assert_true((double)gpu->right / gpu->total + 0.02 >= (double)cpu->right / cpu->total);
+    assert_true((double)gpu->right / gpu->total + lost >= (double)cpu->right / cpu->total);
     free_played(gpu);
 }
 
@@ -216,8 +216,8 @@ static void in_bf16_and_8_bits_as_many_are_right(void **state)
     (void)state;
     struct played *cpu = play_all(CFG_DEVICE_CPU, &bf16);
     const size_t n = test_emulated() ? 2 : sizeof small / sizeof *small;
-    as_many_are_right(&bf16, cpu);
-    for (size_t i = 0; i < n; i++) as_many_are_right(&small[i], cpu);
+    as_many_are_right(&bf16, cpu, 0.02);
+    for (size_t i = 0; i < n; i++) as_many_are_right(&small[i], cpu, 0.05);
     free_played(cpu);
 }
 
