@@ -59,7 +59,7 @@ def test_a_named_function_is_called(client):
     for seed in range(5):
         answer = client.chat.completions.create(**ASK, **WILD, seed=seed, tools=TOOLS, tool_choice=ONE)
         choice = answer.choices[0]
-        assert choice.finish_reason == "tool_calls" and choice.message.content is None
+        assert choice.finish_reason == "stop" and choice.message.content is None, "as OpenAI's for a named one"
         assert [c.function.name for c in choice.message.tool_calls] == ["Add"]
         check(choice.message.tool_calls[0])
 
@@ -79,7 +79,7 @@ def test_required_calls_something(client):
 def test_parallel_calls(client):
     """Several calls in one answer: with ids of their own, each valid."""
     most = 0
-    for seed in range(12):
+    for seed in range(24):  # a tuned model mostly stops after one
         answer = client.chat.completions.create(
             **ASK, temperature=2, seed=seed, tools=TOOLS, tool_choice="required")
         calls = answer.choices[0].message.tool_calls
