@@ -45,9 +45,12 @@ static bool copy_words(struct words *w, const struct engine_sampling *s)
         total += s->words[i].n;
         if (s->words[i].n - 1 > w->longest) w->longest = s->words[i].n - 1;
     }
+    // NOLINTBEGIN(clang-analyzer-optin.portability.UnixAPI) ; a sum that wraps needs more memory
+    // than there is
     w->list = malloc((s->n_words + 1) * sizeof *w->list);
     w->ids = malloc((total + 1) * sizeof *w->ids);
     w->tail = malloc((w->longest + 1) * sizeof *w->tail);
+    // NOLINTEND(clang-analyzer-optin.portability.UnixAPI)
     if (!w->list || !w->ids || !w->tail) return false;
     int32_t *to = w->ids;
     for (; w->n < s->n_words; w->n++) {

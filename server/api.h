@@ -65,16 +65,16 @@ struct api_env {
 
 enum api_kind { API_CHAT, API_COMPLETION };
 
-/* Whether parsing the body may take long, so that it should not happen on the loop thread: a
- * grammar may have to be compiled. */
+/* Whether parsing the body may take long however small it is, so that it should not happen on the
+ * loop thread, nor on many workers at once: a grammar may have to be compiled. */
 bool api_is_slow(const char *body, size_t n);
 
 struct api_request;
 /* Checks every field by name, type and range; tokenises; refuses a prompt too long for the context.
- */
+ * What is kept of it belongs to the tenant (0: there are none). */
 int api_parse(struct api_request **out, enum api_kind kind, const char *body, size_t n,
-              const struct api_env *env, struct api_error *err) CFG_WARN_UNUSED;
-/* The same for /v1/responses, whose earlier ones belong to a tenant each (0: there are none). */
+              const struct api_env *env, uint32_t tenant, struct api_error *err) CFG_WARN_UNUSED;
+/* The same for /v1/responses. */
 int api_parse_response(struct api_request **out, const char *body, size_t n,
                        const struct api_env *env, uint32_t tenant,
                        struct api_error *err) CFG_WARN_UNUSED;

@@ -74,6 +74,7 @@ static void take(void *arg, enum api_call_event event, const char *text, size_t 
 {
     struct show *s = arg;
     struct api_choice *c = &s->r->choices[s->i];
+    struct api_call *call;
     if (c->calls.failed) return;
     switch (event) {
     case API_CALLS_TEXT:
@@ -85,7 +86,9 @@ static void take(void *arg, enum api_call_event event, const char *text, size_t 
         if (s->r->stream && !c->calls.failed) show_name(s);
         return;
     case API_CALLS_ARGUMENTS:
-        cfg_buf_append(&api_call_at(s->r, s->i, api_n_calls(s->r, s->i) - 1)->arguments, text, n);
+        call = api_call_at(s->r, s->i, api_n_calls(s->r, s->i) - 1);
+        cfg_buf_append(&call->arguments, text, n);
+        if (call->arguments.failed) c->calls.failed = true;
         if (s->r->stream) show_arguments(s, text, n);
         return;
     case API_CALLS_DONE:
@@ -110,7 +113,8 @@ const char *api_calls_end(struct api_request *r, size_t i, const char *reason, b
     const size_t n = api_n_calls(r, i);
     if (n > 0) api_call_at(r, i, n - 1)->cut = r->choices[i].parser.state == CALLS_ARGUMENTS;
     api_calls_finish(&r->choices[i].parser, !over, take, &s);
-    return over && api_n_calls(r, i) > 0 ? "tool_calls" : reason;
+    // The call that was asked for by name is no decision of the model: OpenAI says "stop" there.
+    return over && api_n_calls(r, i) > 0 && !r->tools.named ? "tool_calls" : reason;
 }
 
 void api_render_calls(const struct api_request *r, size_t i, struct cfg_buf *out)

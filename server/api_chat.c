@@ -5,6 +5,7 @@
 // conversation has become token ids; only the ids stay, in the request's arena.
 #include "server/api_request.h"
 
+#include <assert.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -107,7 +108,7 @@ static int read_part(const cJSON *part, const char *path, enum engine_role role,
                        api_get_string(part, path, "refusal", text, err)
                    ? -1
                    : 0;
-    if (strcmp(type, "text")) {
+    if (strcmp(type, "text") != 0) {
         char param[API_PATH_MAX];
         return api_fail(err, 400, "invalid_value", api_path(param, path, "type"),
                         "'%s' must be text, not '%.40s': this model reads nothing else.", param,
@@ -148,7 +149,7 @@ static int read_parts(struct api_request *r, const cJSON *list, const char *path
         const char *text = part_text(part);
         size_t n = strlen(text);
         if (end != joined) *end++ = '\n';
-        memcpy(end, text, n);
+        memcpy(end, text, n); // NOLINT(bugprone-not-null-terminated-result) ; n says where it ends
         end += n;
     }
     out->text = joined;
@@ -228,7 +229,7 @@ static int read_messages(struct api_request *r, const cJSON *root, struct engine
     if (n == 0)
         return api_fail(err, 400, "empty_array", "messages", "'messages' must not be empty.");
     struct api_history h;
-    struct engine_message msg;
+    struct engine_message msg = {0};
     const cJSON *m = NULL;
     char path[API_PATH_MAX];
     if (api_history_init(r, &h, n, err)) return -1;
@@ -308,6 +309,7 @@ int api_read_chat(struct api_request *r, const cJSON *root, struct api_error *er
         return -1;
     if (!r->env->tokenizer) return api_tokenizer_missing(err, "messages");
     if (api_new_prompts(r, 1, "messages", err)) return -1;
+    assert(msgs);
 
     int32_t *ids = NULL; /* [n] */
     struct api_prompt *p = &r->prompts[0];

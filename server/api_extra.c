@@ -5,6 +5,7 @@
 // which tokens and words an answer may have. Everything kept is in the request's arena.
 #include "server/api_request.h"
 
+#include <assert.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -208,6 +209,7 @@ static int add_word(struct api_request *r, const char *word, struct engine_word 
         struct engine_word w;
         if (word_ids(r, before[i], word, &w, err)) return -1;
         bool known = w.n == 0;
+        assert(known || w.ids);
         for (size_t k = 0; k < *n && !known; k++)
             known = list[k].n == w.n && !memcmp(list[k].ids, w.ids, w.n * sizeof *w.ids);
         if (!known) list[(*n)++] = w;

@@ -153,8 +153,9 @@ int api_get_float(const cJSON *o, const char *name, double lo, double hi, float 
     return 0;
 }
 
-int api_int_value(const cJSON *v, const char *param, int64_t lo, int64_t hi, int64_t *out,
-                  struct api_error *err)
+/* A value that must be an integer in [lo, hi]. */
+static int int_value(const cJSON *v, const char *param, int64_t lo, int64_t hi, int64_t *out,
+                     struct api_error *err)
 {
     if (!cJSON_IsNumber(v) || floor(v->valuedouble) != v->valuedouble)
         return cJSON_IsNumber(v)
@@ -177,7 +178,7 @@ int api_get_int(const cJSON *o, const char *name, int64_t lo, int64_t hi, int64_
                 struct api_error *err)
 {
     const cJSON *v = api_field(o, name);
-    return v ? api_int_value(v, name, lo, hi, out, err) : 0;
+    return v ? int_value(v, name, lo, hi, out, err) : 0;
 }
 
 int api_get_string(const cJSON *o, const char *path, const char *name, const char **out,
@@ -208,7 +209,7 @@ int api_id_list(const cJSON *list, const char *param, int vocab, int32_t *ids,
         }
         char element[API_PATH_MAX];
         snprintf(element, sizeof element, "%s[%zu]", param, i);
-        return api_int_value(v, element, 0, vocab - 1, &id, err);
+        return int_value(v, element, 0, vocab - 1, &id, err);
     }
     return 0;
 }
@@ -216,7 +217,7 @@ int api_id_list(const cJSON *list, const char *param, int vocab, int32_t *ids,
 int api_check_model(const cJSON *o, bool required, const struct api_env *env, struct api_error *err)
 {
     if (!required && env->model_name && !api_field(o, "model")) return 0;
-    const char *model = NULL;
+    const char *model = "";
     if (api_get_string(o, "", "model", &model, err)) return -1;
     if (env->model_name && !strcmp(model, env->model_name)) return 0;
     return api_fail(err, 404, "model_not_found", "model", "The model '%.200s' does not exist.",

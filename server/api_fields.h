@@ -58,9 +58,6 @@ int api_get_int(const cJSON *o, const char *name, int64_t lo, int64_t hi, int64_
 /* The string of a required field: borrowed from the tree. */
 int api_get_string(const cJSON *o, const char *path, const char *name, const char **out,
                    struct api_error *err) CFG_WARN_UNUSED;
-/* One array element or value that must be an integer in [lo, hi]. */
-int api_int_value(const cJSON *v, const char *param, int64_t lo, int64_t hi, int64_t *out,
-                  struct api_error *err) CFG_WARN_UNUSED;
 /* `list` as token ids in [0, vocab) into ids, which has room for all of its elements. */
 int api_id_list(const cJSON *list, const char *param, int vocab, int32_t *ids,
                 struct api_error *err) CFG_WARN_UNUSED;

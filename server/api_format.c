@@ -43,13 +43,9 @@ static const struct source outputs[] = {
 bool api_is_slow(const char *body, size_t n)
 {
     // The last is how a name could be written so that it is not seen here.
-    static const char *const signs[] = {"\"response_format\"",
-                                        "\"structured_outputs\"",
-                                        "\"guided_",
-                                        "\"tools\"",
-                                        "\"previous_response_id\"",
-                                        "\"format\"",
-                                        "\\u00"};
+    static const char *const signs[] = {
+        "\"response_format\"", "\"structured_outputs\"",   "\"guided_",  "\"tools\"",
+        "\"bad_words\"",       "\"previous_response_id\"", "\"format\"", "\\u00"};
     for (size_t i = 0; n > 0 && i < sizeof signs / sizeof *signs; i++)
         if (memmem(body, n, signs[i], strlen(signs[i]))) return true;
     return false;
@@ -130,7 +126,9 @@ static int read_outputs(struct api_request *r, const cJSON *root, struct api_err
                     "'%s' must have one of json, regex, choice, grammar and json_object.", name);
 }
 
-int api_read_schema(struct api_request *r, const cJSON *o, const char *path, struct api_error *err)
+/* {"name", "description", "schema", "strict"}; path names the object. */
+static int read_schema(struct api_request *r, const cJSON *o, const char *path,
+                       struct api_error *err)
 {
     static const struct api_field fields[] = {
         {"name", API_FIELD_READ, NULL},   {"description", API_FIELD_STRING, NULL},
@@ -167,7 +165,7 @@ static int read_response_format(struct api_request *r, const cJSON *root, struct
     const cJSON *schema = api_field(o, "json_schema");
     if (!strcmp(type, "json_schema")) {
         if (!schema) return api_missing(err, "response_format.json_schema");
-        return api_read_schema(r, schema, "response_format.json_schema", err);
+        return read_schema(r, schema, "response_format.json_schema", err);
     }
     if (schema)
         return api_fail(err, 400, "invalid_value", "response_format.json_schema",
@@ -207,10 +205,12 @@ int api_compile_format(struct api_request *r, struct api_error *err)
                         "'ignore_eos' and '%s' can't be set together: an answer of a given form "
                         "has an end.",
                         f->param);
+    const struct api_grammars_key key = {r->tenant, f->kind, f->text, f->n};
     const int rc = api_grammars_get(env->grammars, &r->sampling.grammar, env->tokenizer,
-                                    env->info->usable_vocab, f->kind, f->text, f->n, &why);
+                                    env->info->usable_vocab, &key, &why);
     if (rc == CFG_EINVAL)
         return api_fail(err, 400, codes[f->kind], f->param, "'%s': %s.", f->param, why.message);
+    if (rc == CFG_EFULL) return api_fail(err, 503, NULL, "", "Too many large grammars at once.");
     if (rc) return api_fail(err, 500, NULL, "", "%s", why.message);
     return 0;
 }

@@ -9,6 +9,7 @@
 
 #include "engine/grammar.h"
 #include "server/api_fields.h"
+#include "server/metrics.h"
 
 struct api_request;
 
@@ -23,9 +24,6 @@ struct api_format {
 /* Into r->format. The text is copied. */
 int api_read_format(struct api_request *r, const cJSON *root,
                     struct api_error *err) CFG_WARN_UNUSED;
-/* A schema given as {"name", "description", "schema", "strict"}; path names the object. */
-int api_read_schema(struct api_request *r, const cJSON *o, const char *path,
-                    struct api_error *err) CFG_WARN_UNUSED;
 /* Takes a copy of the text, which `param` asks for. One request has one format. */
 int api_set_format(struct api_request *r, enum engine_grammar_kind kind, const char *text, size_t n,
                    const char *param, struct api_error *err) CFG_WARN_UNUSED;
@@ -38,16 +36,30 @@ int api_compile_format(struct api_request *r, struct api_error *err) CFG_WARN_UN
 
 /* ---- grammars that were compiled (api_grammars.c) -------------------------------------------- */
 
-/* As engine_grammar_new, from those kept if it is among them; *out is a new reference. Requests for
- * the same text wait for one compilation. c may be NULL: nothing is kept. */
+#define API_GRAMMARS_HELD 4
+
+struct api_grammars_key {
+    uint32_t tenant;
+    enum engine_grammar_kind kind;
+    const char *text; /* [n] */
+    size_t n;
+};
+/* As engine_grammar_new, from those kept if it is among them; *out is a new reference, to be given
+ * back by api_grammars_release. Requests for the same text wait for one compilation. CFG_EFULL when
+ * those in use have API_GRAMMARS_HELD times the bytes that may be kept. c may be NULL: nothing is
+ * kept, and there is no bound. */
 int api_grammars_get(struct api_grammars *c, struct engine_grammar **out,
                      const struct engine_tokenizer *t, int usable_vocab,
-                     enum engine_grammar_kind kind, const char *text, size_t n,
-                     struct error *err) CFG_WARN_UNUSED;
+                     const struct api_grammars_key *key, struct error *err) CFG_WARN_UNUSED;
+/* c and g may be NULL. */
+void api_grammars_release(struct api_grammars *c, struct engine_grammar *g);
 struct api_grammars_stats {
     size_t n, bytes; /* kept now */
+    size_t held;     /* bytes of those in use, kept or not */
     uint64_t compiled, found;
+    struct metrics_histogram seconds; /* of a compilation */
 };
+/* c may be NULL. */
 void api_grammars_stats(struct api_grammars *c, struct api_grammars_stats *out);
 
 #endif

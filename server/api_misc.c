@@ -122,7 +122,7 @@ void api_models(const struct api_env *env, struct cfg_buf *out)
 
 int api_model(const char *id, const struct api_env *env, struct cfg_buf *out, struct api_error *err)
 {
-    if (!env->model_name || strcmp(id, env->model_name))
+    if (!env->model_name || strcmp(id, env->model_name) != 0)
         return api_fail(err, 404, "model_not_found", "model", "The model '%.200s' does not exist.",
                         id);
     model_object(env, out);

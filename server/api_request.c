@@ -106,6 +106,10 @@ static int read_bias(struct api_request *r, const cJSON *root, struct api_error 
     if (!o) return 0;
     if (!cJSON_IsObject(o)) return api_wrong_type(err, "logit_bias", "an object", o);
     size_t n = (size_t)cJSON_GetArraySize(o), i = 0;
+    // Every choice has a table of them.
+    if (n > API_MAX_BIAS)
+        return api_fail(err, 400, "object_above_max_properties", "logit_bias",
+                        "'logit_bias' may have at most %d tokens, not %zu.", API_MAX_BIAS, n);
     struct engine_bias *bias = cfg_arena_alloc(r->arena, (n + 1) * sizeof *bias); /* [n] */
     if (!bias) return api_no_memory(err);
     const cJSON *v = NULL;
@@ -356,22 +360,8 @@ bool api_starts_text(const struct api_request *r, size_t i)
 
 /* ---- the request ----------------------------------------------------------------------------- */
 
-static int make_id(struct api_request *r, struct api_error *err)
-{
-    static const char alphabet[] = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
-    unsigned char random[29];
-    if (getrandom(random, sizeof random, 0) != (ssize_t)sizeof random)
-        return api_fail(err, 500, NULL, "", "The system gave no random numbers.");
-    size_t len =
-        (size_t)snprintf(r->id, sizeof r->id, "%s", r->kind == API_CHAT ? "chatcmpl-" : "cmpl-");
-    for (size_t i = 0; i < sizeof random; i++)
-        r->id[len++] = alphabet[random[i] % (sizeof alphabet - 1)];
-    r->id[len] = '\0';
-    return 0;
-}
-
 static int request_new(struct api_request **out, enum api_kind kind, size_t body,
-                       const struct api_env *env, struct api_error *err)
+                       const struct api_env *env, uint32_t tenant, struct api_error *err)
 {
     // Everything kept is a copy of something in the body, or belongs to a choice.
     size_t cap = 65536 + 64 * body + (size_t)env->max_choices * sizeof(struct api_choice);
@@ -384,13 +374,16 @@ static int request_new(struct api_request **out, enum api_kind kind, size_t body
     r->arena = arena;
     r->env = env;
     r->kind = kind;
+    r->tenant = tenant;
     r->created = (int64_t)time(NULL);
     r->skip_special_tokens = true;
     r->n_prompt_logprobs = -1;
     engine_sampling_defaults(&r->sampling);
     r->sampling.n_logprobs = -1;
     *out = r;
-    return make_id(r, err);
+    if (api_random_id(r->id, sizeof r->id, kind == API_CHAT ? "chatcmpl-" : "cmpl-"))
+        return api_fail(err, 500, NULL, "", "The system gave no random numbers.");
+    return 0;
 }
 
 static int open_detokenisers(struct api_request *r, struct api_error *err)
@@ -430,11 +423,12 @@ static int request_read(struct api_request *r, const cJSON *root, struct api_err
 }
 
 int api_parse_object(struct api_request **out, enum api_kind kind, const cJSON *root, size_t size,
-                     const struct api_env *env, struct api_error *err)
+                     const struct api_env *env, uint32_t tenant, struct api_error *err)
 {
     struct api_request *r = NULL;
     *out = NULL;
-    int rc = request_new(&r, kind, size, env, err);
+    int rc = request_new(&r, kind, size, env, tenant, err);
+    if (!r) return -1;
     if (!rc) rc = request_read(r, root, err);
     if (rc)
         api_request_free(r);
@@ -444,12 +438,12 @@ int api_parse_object(struct api_request **out, enum api_kind kind, const cJSON *
 }
 
 int api_parse(struct api_request **out, enum api_kind kind, const char *body, size_t n,
-              const struct api_env *env, struct api_error *err)
+              const struct api_env *env, uint32_t tenant, struct api_error *err)
 {
     *out = NULL;
     cJSON *root = NULL;
     if (api_json_object(&root, body, n, err)) return -1;
-    const int rc = api_parse_object(out, kind, root, n, env, err);
+    const int rc = api_parse_object(out, kind, root, n, env, tenant, err);
     cJSON_Delete(root);
     return rc;
 }
@@ -472,7 +466,7 @@ void api_request_free(struct api_request *r)
         cfg_buf_free(&c->prompt_lp);
     }
     sched_routing_unref(r->routing);
-    engine_grammar_unref(r->sampling.grammar);
+    api_grammars_release(r->env->grammars, r->sampling.grammar);
     cfg_buf_free(&r->head);
     cfg_arena_free(r->arena);
 }

@@ -18,6 +18,7 @@
 #define API_MAX_STOP_BYTES   1024
 #define API_MAX_STOP_IDS     256
 #define API_MAX_SALT_BYTES   256
+#define API_MAX_BIAS         4096
 #define API_TOKEN_BYTES_MAX  256
 #define API_USUAL_COMPLETION 16 /* tokens of a completion that names no limit: OpenAI's */
 
@@ -67,6 +68,7 @@ struct api_request {
     struct cfg_arena *arena; /* holds this struct too */
     const struct api_env *env;
     enum api_kind kind;
+    uint32_t tenant;
     char id[144];
     int64_t created;
     struct cfg_buf head; /* of every chunk or body: {"id": ... "choices":[ */
@@ -108,7 +110,8 @@ struct api_request {
 
 /* As api_parse, of a body that is a tree already; what is kept has `size` bytes or so. */
 int api_parse_object(struct api_request **out, enum api_kind kind, const cJSON *root, size_t size,
-                     const struct api_env *env, struct api_error *err) CFG_WARN_UNUSED;
+                     const struct api_env *env, uint32_t tenant,
+                     struct api_error *err) CFG_WARN_UNUSED;
 int api_read_chat(struct api_request *r, const cJSON *root, struct api_error *err) CFG_WARN_UNUSED;
 int api_read_completion(struct api_request *r, const cJSON *root,
                         struct api_error *err) CFG_WARN_UNUSED;

@@ -139,7 +139,7 @@ static void keep(const struct api_request *r, const struct cfg_buf *body)
 {
     const struct api_response *p = r->response;
     if (p->store && r->env->store && !body->failed)
-        api_store_put(r->env->store, p->tenant, r->id, body, p->items);
+        api_store_put(r->env->store, r->tenant, r->id, body, p->items);
 }
 
 void api_response_body(struct api_request *r, struct cfg_buf *out)

@@ -214,6 +214,16 @@ static int read_item(struct response_input *in, const cJSON *item, const char *p
 /* ---- the conversation -------------------------------------------------------------------------
  */
 
+/* Nothing that a conversation needs, and more than the rest of it. */
+static void drop_logprobs(cJSON *item)
+{
+    cJSON *part = NULL;
+    cJSON_ArrayForEach(part, cJSON_GetObjectItemCaseSensitive(item, "content"))
+    {
+        cJSON_DeleteItemFromObjectCaseSensitive(part, "logprobs");
+    }
+}
+
 /* All of an earlier response: what it was asked, and what it answered. */
 static int read_previous(struct response_input *in, const char *id, const struct api_env *env,
                          uint32_t tenant, struct api_error *err)
@@ -228,8 +238,10 @@ static int read_previous(struct response_input *in, const char *id, const struct
     cJSON *output = cJSON_DetachItemFromObjectCaseSensitive(response, "output");
     cJSON *item = NULL;
     bool ok = in->items && output;
-    while (ok && (item = cJSON_DetachItemFromArray(output, 0)))
+    while (ok && (item = cJSON_DetachItemFromArray(output, 0))) {
+        drop_logprobs(item);
         ok = cJSON_AddItemToArray(in->items, item);
+    }
     cJSON_Delete(output);
     cJSON_Delete(response);
     cfg_buf_free(&body);

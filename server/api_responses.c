@@ -3,7 +3,7 @@
 // api_responses.c: a body of POST /v1/responses as the chat request that says the same. Its fields
 // are checked here as far as their names and shapes differ; the rest is checked where a chat's is,
 // and what that blames is named after where it came from. Items of the input become messages in
-// api_response_items.c. Part of parsing: any thread.
+// api_response_input.c. Part of parsing: any thread.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -335,17 +335,18 @@ static void put_echo(const cJSON *root, struct cfg_buf *out)
 
 /* What the answer needs to know, in the arena. */
 static int keep_response(struct api_request *r, const cJSON *root, const struct response_input *in,
-                         uint32_t tenant, struct api_error *err)
+                         struct api_error *err)
 {
     struct api_response *p = cfg_arena_alloc(r->arena, sizeof *p);
     struct cfg_buf echo = {0};
     const cJSON *store = api_field(root, "store");
+    size_t n_items = 0;
     char *items = cJSON_PrintUnformatted(in->items);
     if (p && items) {
         put_echo(root, &echo);
-        p->tenant = tenant;
         p->store = !store || cJSON_IsTrue(store);
-        p->items = cfg_arena_strndup(r->arena, items, strlen(items));
+        n_items = strlen(items);
+        p->items = cfg_arena_strndup(r->arena, items, n_items);
         p->echo = echo.failed ? NULL : cfg_arena_strndup(r->arena, echo.data, echo.len);
     }
     cfg_buf_free(&echo);
@@ -353,6 +354,11 @@ static int keep_response(struct api_request *r, const cJSON *root, const struct 
     if (!p || !p->items || !p->echo || api_random_id(p->message_id, sizeof p->message_id, "msg_") ||
         api_random_id(r->id, sizeof r->id, "resp_"))
         return api_no_memory(err);
+    if (p->store && n_items > API_MAX_CONVERSATION)
+        return api_fail(err, 400, "invalid_value", "store",
+                        "A conversation that is kept may have at most %d bytes, and this one has "
+                        "%zu: set 'store' to false, or begin a new one.",
+                        API_MAX_CONVERSATION, n_items);
     r->response = p;
     return 0;
 }
@@ -362,7 +368,7 @@ static int keep_response(struct api_request *r, const cJSON *root, const struct 
 
 /* One try: the conversation without its first `drop` turns. */
 static int attempt(struct api_request **out, const cJSON *fields, const struct response_input *in,
-                   int drop, const struct api_env *env, struct api_error *err)
+                   int drop, const struct api_env *env, uint32_t tenant, struct api_error *err)
 {
     cJSON *chat = cJSON_Duplicate(fields, true);
     cJSON *messages = chat ? response_messages(in, drop) : NULL;
@@ -370,7 +376,7 @@ static int attempt(struct api_request **out, const cJSON *fields, const struct r
     if (!messages || !cJSON_AddItemToObject(chat, "messages", messages))
         (void)api_no_memory(err);
     else
-        rc = api_parse_object(out, API_CHAT, chat, in->size, env, err);
+        rc = api_parse_object(out, API_CHAT, chat, in->size, env, tenant, err);
     cJSON_Delete(chat);
     return rc;
 }
@@ -378,15 +384,15 @@ static int attempt(struct api_request **out, const cJSON *fields, const struct r
 /* truncation "auto": as few turns are dropped from the front as make the rest fit. */
 static int attempt_all(struct api_request **out, const cJSON *fields,
                        const struct response_input *in, bool truncate, const struct api_env *env,
-                       struct api_error *err)
+                       uint32_t tenant, struct api_error *err)
 {
-    int rc = attempt(out, fields, in, 0, env, err), low = 1, high = in->n_turns - 1;
+    int rc = attempt(out, fields, in, 0, env, tenant, err), low = 1, high = in->n_turns - 1;
     const char *full = "context_length_exceeded";
     if (!rc || !truncate || !err->code || strcmp(err->code, full) != 0) return rc;
     while (low <= high) {
         const int middle = low + (high - low) / 2;
         struct api_request *r = NULL;
-        if (!attempt(&r, fields, in, middle, env, err)) {
+        if (!attempt(&r, fields, in, middle, env, tenant, err)) {
             api_request_free(*out);
             *out = r;
             rc = 0;
@@ -425,11 +431,11 @@ static int parse(struct api_request **out, const cJSON *root, size_t n, cJSON *f
         read_truncation(root, &truncate, err) || !fields || add_fields(root, fields, err) ||
         response_input_read(in, root, env, tenant, err))
         return -1;
-    int rc = attempt_all(out, fields, in, truncate, env, err);
+    int rc = attempt_all(out, fields, in, truncate, env, tenant, err);
     if (rc)
         blame(in, err);
     else
-        rc = keep_response(*out, root, in, tenant, err);
+        rc = keep_response(*out, root, in, err);
     if (!rc) return 0;
     api_request_free(*out);
     *out = NULL;

@@ -12,7 +12,6 @@ struct api_request;
 
 /* What a request has that came as a response's: in its arena. */
 struct api_response {
-    uint32_t tenant;
     bool store;
     const char *echo;    /* JSON members of the answer that repeat the request */
     const char *items;   /* JSON array: all of the conversation before the answer */
@@ -40,8 +39,10 @@ void api_response_error(struct api_request *r, const struct api_error *err, stru
 /* ---- kept responses (api_store.c): any thread --------------------------------------------------
  */
 
+#define API_MAX_CONVERSATION (256 << 10) /* bytes of one that is kept, before the answer */
+
 /* Copies both texts: the answer as it was sent, and the conversation before it. Less memory than it
- * needs means that it is not kept. */
+ * needs, or more than a bound, means that it is not kept. */
 void api_store_put(struct api_store *s, uint32_t tenant, const char *id, const struct cfg_buf *body,
                    const char *items);
 /* Copies of them (either may be NULL) for the tenant it belongs to; false: there is none. */

@@ -2,7 +2,8 @@
 //
 // api_store.c: responses that may be continued or asked for again, in memory. Bounded in number and
 // bytes, in all and for each tenant; what was used longest ago goes first, and a tenant that is at
-// its own bound loses its own. Nobody finds what is another tenant's. Any thread.
+// its own bound loses its own. What alone is past a bound is not kept. Nobody finds what is another
+// tenant's. Any thread.
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -87,6 +88,10 @@ void api_store_put(struct api_store *s, uint32_t tenant, const char *id, const s
         return;
     }
     k.bytes = sizeof k + strlen(id) + body->len + strlen(items);
+    if (k.bytes > l->tenant_bytes || k.bytes > l->bytes) {
+        kept_free(&k);
+        return;
+    }
     pthread_mutex_lock(&s->lock);
     k.used = ++s->clock;
     s->all[s->n++] = k;
@@ -160,13 +165,15 @@ static const char *id_of(const cJSON *item)
 static void put_items(const cJSON *items, int limit, const char *after, bool ascending,
                       struct cfg_buf *out)
 {
-    const int n = cJSON_GetArraySize(items);
+    const cJSON *item = ascending || !items->child ? items->child : items->child->prev;
     const cJSON *first = NULL, *last = NULL;
     bool waiting = after != NULL, more = false;
     int taken = 0;
     cfg_buf_puts(out, "{\"object\":\"list\",\"data\":[");
-    for (int i = 0; i < n && !more; i++) {
-        const cJSON *item = cJSON_GetArrayItem(items, ascending ? i : n - 1 - i);
+    // The first one's `prev` is the last one.
+    for (; item && !more; item = ascending              ? item->next
+                                 : item != items->child ? item->prev
+                                                        : NULL) {
         if (waiting) {
             waiting = strcmp(id_of(item), after) != 0;
             continue;

@@ -282,6 +282,7 @@ static int set_grammar(struct api_request *r, const cJSON *tools, const struct c
     cfg_buf_free(&b);
     r->tools.calls = true;
     r->tools.free = c->free;
+    r->tools.named = c->only != NULL;
     return rc;
 }
 

@@ -19,6 +19,7 @@ struct api_tools {
     const char *text; /* for the system message; NULL: the model is told of none */
     bool calls;       /* the answer may have calls */
     bool free;        /* and text before them */
+    bool named;       /* the request says which one is called */
 };
 
 /* A call that is in an answer. */

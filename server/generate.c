@@ -14,18 +14,20 @@
 
 void generate_parse_chat(struct request *r)
 {
-    (void)!api_parse(&r->api, API_CHAT, r->body.data, r->body.len, r->env, &r->error);
+    (void)!api_parse(&r->api, API_CHAT, r->body.data, r->body.len, r->env, request_tenant(r),
+                     &r->error);
 }
 
 void generate_parse_completion(struct request *r)
 {
-    (void)!api_parse(&r->api, API_COMPLETION, r->body.data, r->body.len, r->env, &r->error);
+    (void)!api_parse(&r->api, API_COMPLETION, r->body.data, r->body.len, r->env, request_tenant(r),
+                     &r->error);
 }
 
 void generate_parse_response(struct request *r)
 {
-    const uint32_t tenant = r->tenant != NULL ? r->tenant->number : 0;
-    (void)!api_parse_response(&r->api, r->body.data, r->body.len, r->env, tenant, &r->error);
+    (void)!api_parse_response(&r->api, r->body.data, r->body.len, r->env, request_tenant(r),
+                              &r->error);
 }
 
 static int refused(struct api_error *out, const struct error *err)

@@ -24,7 +24,9 @@
 
 enum {
     HTTP_BODY_RATE = 8192,                 /* bytes of a body that earn it another second */
-    HTTP_INLINE_BODY = 64 * 1024,          /* larger bodies are parsed on a worker */
+    HTTP_INLINE_BODY = 4 * 1024,           /* larger bodies are parsed on a worker */
+    HTTP_SLOW_BODY = 256 * 1024,           /* larger ones take as long as a grammar */
+    HTTP_SLOW_WORKERS = 2,                 /* of libuv's four that slow bodies may have */
     HTTP_SWALLOW = 8 * 1024 * 1024,        /* of a chunked body past the limit, before we hang up */
     HTTP_MAX_BUFFERED = 256 * 1024 * 1024, /* bytes of bodies, all requests together */
     HTTP_MAX_CHOICES = 128,
@@ -101,6 +103,14 @@ struct request {
     uv_poll_t watch; /* for the client's disconnect */
     bool watching;
     uv_work_t work;
+    struct request *line_prev, *line_next; /* in_line: who else waits for a worker */
+    bool in_line;
+};
+
+/* Slow bodies: those on a worker, and those that wait for one. */
+struct parsing {
+    struct request *running[HTTP_SLOW_WORKERS];
+    struct request *first, *last;
 };
 
 struct server {
@@ -131,6 +141,7 @@ struct server {
     struct request *requests;
     struct jobs jobs; /* id -> request of every live job */
     struct sched_events events;
+    struct parsing parsing;
     uint64_t next_job;
     size_t buffered;           /* bytes of bodies held */
     uint64_t id_base, next_id; /* of x-request-id */
@@ -175,6 +186,8 @@ void request_completed(void *cls, struct MHD_Connection *mhd, void **ctx,
 void request_reply(struct request *r, int status, const char *type, struct cfg_buf *body);
 /* The same with the error in OpenAI's envelope. */
 void request_fail(struct request *r, const struct api_error *err);
+/* Whose it is; 0: who needs no key. */
+uint32_t request_tenant(const struct request *r);
 void request_drop_body(struct request *r);
 void request_suspend(struct request *r);
 void request_resume(struct request *r);
@@ -184,6 +197,13 @@ void request_ref(struct request *r);
 void request_unref(struct request *r);
 /* Requests that a drain waits for. */
 bool request_any_active(const struct server *s);
+
+/* ---- parsing.c */
+
+/* Leaves the body to a worker, if it may take long: the request is then in REQUEST_PARSING. */
+bool parsing_begin(struct request *r);
+/* The client has gone: a request that waits for a worker waits no more. */
+void parsing_forget(struct request *r);
 
 /* ---- generate.c */
 

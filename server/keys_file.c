@@ -234,6 +234,7 @@ static int add_api_key(struct reader *rd, const char *api_key)
     struct keys_set *set = rd->set;
     struct keys_tenant *t = NULL;
     for (size_t i = 0; i < set->n_tenants && t == NULL; i++)
+        // NOLINTNEXTLINE(clang-analyzer-core.NonNullParamChecker) ; n_tenants are there
         if (strcmp(set->tenants[i]->name, default_name) == 0) t = set->tenants[i];
     if (t == NULL) t = add_tenant(set);
     if (t == NULL) return no_memory(rd->err);
@@ -288,6 +289,7 @@ static int put_in_order(struct reader *rd)
 {
     struct keys_set *set = rd->set;
     if (set->n_tenants > 0)
+        // NOLINTNEXTLINE(bugprone-sizeof-expression) ; a list of pointers
         qsort(set->tenants, set->n_tenants, sizeof *set->tenants, compare_names);
     if (set->n_keys > 0) qsort(set->keys, set->n_keys, sizeof *set->keys, compare_hashes);
     for (size_t i = 1; i < set->n_tenants; i++)
@@ -329,9 +331,11 @@ int keys_set_read(struct keys_set *out, const char *path, const char *api_key, s
 {
     struct reader rd = {.path = path != NULL ? path : "--api-key", .set = out, .err = err};
     *out = (struct keys_set){0};
+    // NOLINTNEXTLINE(bugprone-sizeof-expression) ; a list of pointers
     out->tenants = calloc(KEYS_MAX_TENANTS + 1, sizeof *out->tenants);
-    int rc = out->tenants != NULL ? CFG_OK : no_memory(err);
-    if (rc == CFG_OK && path != NULL) rc = read_file(&rd);
+    if (out->tenants == NULL) return no_memory(err);
+    int rc = CFG_OK;
+    if (path != NULL) rc = read_file(&rd);
     if (rc == CFG_OK && api_key != NULL) rc = add_api_key(&rd, api_key);
     if (rc == CFG_OK) rc = put_in_order(&rd);
     if (rc != CFG_OK) keys_set_free(out);

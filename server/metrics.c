@@ -4,6 +4,7 @@
 // here locks. Prometheus wants the buckets of a histogram cumulative; they are kept apart here and
 // summed when rendered.
 #include "server/metrics.h"
+#include "server/api_format.h"
 
 #include <string.h>
 
@@ -188,6 +189,15 @@ static void render_engine(const struct sched_stats *st, struct cfg_buf *out)
     cfg_buf_printf(out, "openmoed_kv_blocks{state=\"free\"} %d\n", st->kv_blocks_free);
     cfg_buf_printf(out, "openmoed_kv_blocks{state=\"cached\"} %d\n", st->kv_blocks_cached);
     cfg_buf_printf(out, "openmoed_kv_blocks{state=\"total\"} %d\n", st->kv_blocks_total);
+}
+
+void metrics_render_grammars(const struct api_grammars_stats *stats, struct cfg_buf *out)
+{
+    counter(out, "grammar_cache_hits_total", stats->found,
+            "Requests whose grammar had been compiled for an earlier one.");
+    counter(out, "grammar_cache_misses_total", stats->compiled,
+            "Requests whose grammar had to be compiled.");
+    histogram(out, "grammar_compile_seconds", &stats->seconds, "Time of a grammar's compilation.");
 }
 
 void metrics_render(const struct metrics *m, const struct sched_stats *stats,

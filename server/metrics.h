@@ -52,6 +52,9 @@ bool metrics_token(struct metrics *m, struct metrics_pace *pace, double time);
 void metrics_end(struct metrics *m, size_t prompt_tokens, size_t generated_tokens,
                  const struct metrics_pace *paces, size_t n);
 void metrics_response(struct metrics *m, int status);
+/* What is kept of grammars (api_format.h). */
+struct api_grammars_stats;
+void metrics_render_grammars(const struct api_grammars_stats *stats, struct cfg_buf *out);
 void metrics_render(const struct metrics *m, const struct sched_stats *stats,
                     const struct engine_info *info, struct cfg_buf *out);
 /* metrics_routing.c: what the experts do; layers: [info->moe_layers] */

@@ -19,6 +19,11 @@ void request_drop_body(struct request *r)
     cfg_buf_free(&r->body);
 }
 
+uint32_t request_tenant(const struct request *r)
+{
+    return r->tenant != NULL ? r->tenant->number : 0;
+}
+
 void request_ref(struct request *r)
 {
     r->refs++;
@@ -85,6 +90,7 @@ void request_completed(void *cls, struct MHD_Connection *mhd, void **ctx,
     if (r == NULL) return;
     *ctx = NULL;
     generate_end(r);
+    parsing_forget(r);
     stream_unwatch(r); /* before libmicrohttpd closes the descriptor */
     access_log(r);
     r->conn->request = NULL;
@@ -362,26 +368,6 @@ static enum MHD_Result take_body(struct request *r, const char *data, size_t n)
     return MHD_YES;
 }
 
-static void parse_on_worker(uv_work_t *w)
-{
-    struct request *r = w->data;
-    r->route->parse(r);
-}
-
-static void parsed_on_worker(uv_work_t *w, int status)
-{
-    struct request *r = w->data;
-    struct server *s = r->server;
-    if (!r->gone) {
-        if (status != 0) api_fail(&r->error, 500, NULL, NULL, "The body could not be read.");
-        r->phase = REQUEST_UPLOAD;
-        r->route->handle(r, NULL);
-        if (r->phase == REQUEST_READY) request_resume(r);
-    }
-    request_unref(r);
-    server_pump(s);
-}
-
 /* The request is complete. Afterwards it has a reply or is suspended. */
 static void dispatch(struct request *r, const char *url)
 {
@@ -391,15 +377,7 @@ static void dispatch(struct request *r, const char *url)
         request_fail(r, &r->error);
         return;
     }
-    const bool slow = r->body.len > HTTP_INLINE_BODY || api_is_slow(r->body.data, r->body.len);
-    if (r->route->parse != NULL && slow && stream_watch(r) == 0) {
-        r->work.data = r;
-        if (uv_queue_work(&r->server->loop, &r->work, parse_on_worker, parsed_on_worker) == 0) {
-            request_ref(r);
-            r->phase = REQUEST_PARSING;
-            return;
-        }
-    }
+    if (parsing_begin(r)) return;
     if (r->route->parse != NULL) r->route->parse(r);
     r->route->handle(r, url);
 }

@@ -1,16 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// responses.c: GET and DELETE of /v1/responses/{id}, and GET of its input_items. A caller without a
-// key is tenant 0. Loop thread.
+// responses.c: GET and DELETE of /v1/responses/{id}, and GET of its input_items.
+// Loop thread.
 #include "server/http.h"
 
 #include <stdlib.h>
 #include <string.h>
-
-static uint32_t tenant_of(const struct request *r)
-{
-    return r->tenant != NULL ? r->tenant->number : 0;
-}
 
 static void reply(struct request *r, int rc, struct cfg_buf *b)
 {
@@ -39,7 +34,7 @@ static int list_items(struct request *r, const char *id, struct cfg_buf *b)
                         "'limit' must be a number from 1 to 100.");
     if (order != NULL && strcmp(order, "asc") != 0 && strcmp(order, "desc") != 0)
         return api_fail(&r->error, 400, "invalid_value", "order", "'order' must be asc or desc.");
-    return api_response_items(id, r->env, tenant_of(r), n, argument(r, "after"),
+    return api_response_items(id, r->env, request_tenant(r), n, argument(r, "after"),
                               order != NULL && strcmp(order, "asc") == 0, b, &r->error);
 }
 
@@ -63,7 +58,7 @@ void responses_get(struct request *r, const char *url)
         rc = api_fail(&r->error, 400, "unsupported_parameter", "stream",
                       "'stream' is not supported here: an answer is streamed once.");
     else
-        rc = api_response_get(id, r->env, tenant_of(r), &b, &r->error);
+        rc = api_response_get(id, r->env, request_tenant(r), &b, &r->error);
     reply(r, rc, &b);
 }
 
@@ -71,6 +66,6 @@ void responses_delete(struct request *r, const char *url)
 {
     struct cfg_buf b = {0};
     const int rc =
-        api_response_delete(url + strlen(r->route->path), r->env, tenant_of(r), &b, &r->error);
+        api_response_delete(url + strlen(r->route->path), r->env, request_tenant(r), &b, &r->error);
     reply(r, rc, &b);
 }

@@ -2,6 +2,7 @@
 //
 // routes.c: which handler answers which path, and the handlers that answer at once. The ones that
 // generate are in generate.c.
+#include "server/api_format.h"
 #include "server/embedded.h"
 #include "server/http.h"
 #include "server/web.h"
@@ -74,10 +75,13 @@ static void add_routing(struct request *r, struct cfg_buf *out)
 static void handle_metrics(struct request *r, const char *url)
 {
     struct sched_stats st;
+    struct api_grammars_stats grammars;
     struct cfg_buf b = {0};
     (void)url;
     sched_stats(r->server->sched, &st);
+    api_grammars_stats(r->server->env.grammars, &grammars);
     metrics_render(&r->server->metrics, &st, r->server->env.info, &b);
+    metrics_render_grammars(&grammars, &b);
     add_routing(r, &b);
     keys_render(r->server->keys, &b);
     connection_render(r->server, &b);

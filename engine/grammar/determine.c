@@ -362,10 +362,10 @@ int automaton_new(struct automaton *out, const struct nfa *n, const bool *live,
     *out = (struct automaton){.empty = c->empty[0]};
     find_classes(&d);
     d.number = calloc(n->n_rules, sizeof *d.number);
-    int rc = d.number ? CFG_OK : no_memory(&d);
-    for (uint32_t r = 0; r < n->n_rules && !rc; r++)
+    if (!d.number) return no_memory(&d);
+    for (uint32_t r = 0; r < n->n_rules; r++)
         if (live[r] && c->alive[n->rules[r].start]) d.number[r] = out->n_rules++;
-    if (!rc) rc = allocate(&d);
+    int rc = allocate(&d);
     for (uint32_t r = 0; r < n->n_rules && !rc; r++)
         if (live[r] && c->alive[n->rules[r].start]) rc = add_rule(&d, r);
     if (!rc) mark_live(out);

@@ -71,6 +71,7 @@ static void unmark(struct reduce *r, size_t found)
 static void find_sites(struct reduce *r)
 {
     const struct nfa *n = r->n;
+    // NOLINTNEXTLINE(clang-analyzer-optin.portability.UnixAPI) ; there is a root
     uint32_t *queue = calloc(n->n_rules, sizeof *queue);
     size_t n_queue = 1;
     if (!queue) {

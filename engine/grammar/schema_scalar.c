@@ -95,7 +95,7 @@ static const char *text_of(struct schema *c, const cJSON *node, const char *key)
 {
     const cJSON *v = cJSON_GetObjectItemCaseSensitive(node, key);
     if (v && !cJSON_IsString(v)) schema_fail(c, "%s must be a string", key);
-    return cJSON_IsString(v) ? v->valuestring : NULL;
+    return v && cJSON_IsString(v) ? v->valuestring : NULL;
 }
 
 static void read_format(struct schema *c, const char *format, uint32_t from, uint32_t to)

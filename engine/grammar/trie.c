@@ -78,8 +78,10 @@ static int build(struct token_trie *t, struct error *err)
     size_t max_nodes = 0;
     int rc = sort_ids(t, &sorted, &n, &max_nodes, err);
     if (rc) return rc;
+    // NOLINTBEGIN(clang-analyzer-optin.portability.UnixAPI) ; there is a root
     struct run *runs = calloc(max_nodes, sizeof *runs);
     t->nodes = calloc(max_nodes, sizeof *t->nodes);
+    // NOLINTEND(clang-analyzer-optin.portability.UnixAPI)
     t->ids = malloc(((size_t)n + 1) * sizeof *t->ids);
     if (runs && t->nodes && t->ids) {
         runs[0] = (struct run){0, n, 0};

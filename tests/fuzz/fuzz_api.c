@@ -107,7 +107,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     case 1:
         rc = data[0] & 8 ? api_parse_response(&r, body, size - 1, &env, 0, &err)
                          : api_parse(&r, data[0] & 1 ? API_COMPLETION : API_CHAT, body, size - 1,
-                                     &env, &err);
+                                     &env, 0, &err);
         if (!rc) answer(r, data + 1, size - 1);
         api_request_free(r);
         break;

@@ -83,7 +83,7 @@ static inline struct api_request *must_parse(enum api_kind kind, const struct ap
 {
     struct api_request *r = NULL;
     struct api_error err = {0};
-    if (api_parse(&r, kind, body, strlen(body), env, &err))
+    if (api_parse(&r, kind, body, strlen(body), env, 0, &err))
         fail_msg("%s\nwas refused: %d %s: %s", body, err.status, err.param, err.message);
     assert_non_null(r);
     return r;

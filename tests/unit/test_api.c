@@ -231,7 +231,7 @@ static void refuses(const struct bad *b, const struct api_env *env)
 {
     struct api_request *r = NULL;
     struct api_error err = {0};
-    if (api_parse(&r, b->kind, b->body, strlen(b->body), env, &err) == 0) {
+    if (api_parse(&r, b->kind, b->body, strlen(b->body), env, 0, &err) == 0) {
         api_request_free(r);
         fail_msg("accepted: %s", b->body);
     }
@@ -283,7 +283,7 @@ static void test_too_long(void **state)
     snprintf(body, sizeof body, "{\"model\":\"m\",\"prompt\":%s]}", ids);
     struct api_request *r = NULL;
     struct api_error err = {0};
-    assert_int_equal(api_parse(&r, API_COMPLETION, body, strlen(body), &support.env, &err), -1);
+    assert_int_equal(api_parse(&r, API_COMPLETION, body, strlen(body), &support.env, 0, &err), -1);
     assert_string_equal(err.code, "context_length_exceeded");
     assert_non_null(strstr(err.message, "maximum context length is 64 tokens"));
 
@@ -299,7 +299,8 @@ static void test_too_long(void **state)
 
     // Both figures are named where both count.
     const char *asked = IDS "\"max_tokens\":62}";
-    assert_int_equal(api_parse(&r, API_COMPLETION, asked, strlen(asked), &support.env, &err), -1);
+    assert_int_equal(api_parse(&r, API_COMPLETION, asked, strlen(asked), &support.env, 0, &err),
+                     -1);
     assert_non_null(strstr(err.message, "65 tokens (3 in the prompt, 62 as 'max_tokens')"));
 
     // A default is cut to what is left: of 16 tokens, 4.
@@ -322,15 +323,29 @@ static void test_long_lists(void **state)
     len += (size_t)sprintf(body + len, "]}");
     struct api_request *r = NULL;
     struct api_error err = {0};
-    assert_int_equal(api_parse(&r, API_COMPLETION, body, len, &support.env, &err), -1);
+    assert_int_equal(api_parse(&r, API_COMPLETION, body, len, &support.env, 0, &err), -1);
     assert_int_equal(err.status, 400);
     free(body);
 
     char many[1024] = "{\"model\":\"m\",\"prompt\":[[3]";
     for (int i = 1; i < 65; i++) strcat(many, ",[3]");
     strcat(many, "]}");
-    assert_int_equal(api_parse(&r, API_COMPLETION, many, strlen(many), &support.env, &err), -1);
+    assert_int_equal(api_parse(&r, API_COMPLETION, many, strlen(many), &support.env, 0, &err), -1);
     assert_string_equal(err.param, "prompt");
+}
+
+static void test_bias_is_bounded(void **state)
+{
+    (void)state;
+    struct cfg_buf body = {0};
+    struct api_request *r = NULL;
+    struct api_error err = {0};
+    cfg_buf_puts(&body, CHAT "\"logit_bias\":{\"0\":1");
+    for (int i = 1; i <= 4096; i++) cfg_buf_printf(&body, ",\"%d\":1", i);
+    cfg_buf_puts(&body, "}}");
+    assert_int_equal(api_parse(&r, API_CHAT, body.data, body.len, &support.env, 0, &err), -1);
+    assert_string_equal(err.code, "object_above_max_properties");
+    cfg_buf_free(&body);
 }
 
 /* ---- good bodies ----------------------------------------------------------------------------- */
@@ -700,19 +715,13 @@ static void test_models(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_bad_bodies),
-        cmocka_unit_test(test_no_tokenizer),
-        cmocka_unit_test(test_too_long),
-        cmocka_unit_test(test_long_lists),
-        cmocka_unit_test(test_defaults),
-        cmocka_unit_test(test_every_field),
-        cmocka_unit_test(test_scheduling_fields),
-        cmocka_unit_test(test_edges),
-        cmocka_unit_test(test_seeds),
-        cmocka_unit_test(test_text_prompts),
-        cmocka_unit_test(test_conversations),
-        cmocka_unit_test(test_error_envelope),
-        cmocka_unit_test(test_tokenize),
+        cmocka_unit_test(test_bias_is_bounded), cmocka_unit_test(test_bad_bodies),
+        cmocka_unit_test(test_no_tokenizer),    cmocka_unit_test(test_too_long),
+        cmocka_unit_test(test_long_lists),      cmocka_unit_test(test_defaults),
+        cmocka_unit_test(test_every_field),     cmocka_unit_test(test_scheduling_fields),
+        cmocka_unit_test(test_edges),           cmocka_unit_test(test_seeds),
+        cmocka_unit_test(test_text_prompts),    cmocka_unit_test(test_conversations),
+        cmocka_unit_test(test_error_envelope),  cmocka_unit_test(test_tokenize),
         cmocka_unit_test(test_models),
     };
     return cmocka_run_group_tests(tests, support_open, support_close);

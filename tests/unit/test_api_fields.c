@@ -106,7 +106,8 @@ static void refused(enum api_kind kind, const struct api_env *env, const char *b
 {
     struct api_request *r = NULL;
     struct api_error err = {0};
-    if (api_parse(&r, kind, body, strlen(body), env, &err) == 0) fail_msg("%s\nwas accepted", body);
+    if (api_parse(&r, kind, body, strlen(body), env, 0, &err) == 0)
+        fail_msg("%s\nwas accepted", body);
     assert_null(r);
     if (strcmp(err.param, param) != 0 || !err.code || strcmp(err.code, code) != 0)
         fail_msg("%s\n%s %s: %s", body, err.param, err.code ? err.code : "-", err.message);
@@ -532,7 +533,7 @@ static void test_metadata_limits(void **state)
         api_request_free(must_parse(API_CHAT, &support.env, ok.data));
         struct api_request *r = NULL;
         struct api_error err = {0};
-        assert_int_equal(api_parse(&r, API_CHAT, bad.data, bad.len, &support.env, &err), -1);
+        assert_int_equal(api_parse(&r, API_CHAT, bad.data, bad.len, &support.env, 0, &err), -1);
         assert_int_equal(err.status, 400);
         assert_string_equal(err.code,
                             pass == 0 ? "object_above_max_properties" : "string_above_max_length");

@@ -191,7 +191,7 @@ static void test_refusals(void **state)
         const struct bad *b = &bad_bodies[i];
         struct api_request *r = NULL;
         struct api_error err = {0};
-        if (!api_parse(&r, API_CHAT, b->body, strlen(b->body), &support.env, &err))
+        if (!api_parse(&r, API_CHAT, b->body, strlen(b->body), &support.env, 0, &err))
             fail_msg("%s\nwas not refused", b->body);
         assert_null(r);
         if (err.status != 400 || strcmp(err.param, b->param) != 0 || !err.code ||
@@ -207,7 +207,7 @@ static void test_without_tokenizer(void **state)
     static const char body[] = "{\"model\":\"m\",\"prompt\":[3],\"guided_regex\":\"a\"}";
     struct api_request *r = NULL;
     struct api_error err = {0};
-    assert_int_equal(api_parse(&r, API_COMPLETION, body, strlen(body), &support.ids_only, &err),
+    assert_int_equal(api_parse(&r, API_COMPLETION, body, strlen(body), &support.ids_only, 0, &err),
                      -1);
     assert_string_equal(err.code, "tokenizer_missing");
     assert_string_equal(err.param, "guided_regex");
@@ -231,15 +231,32 @@ static void test_slow(void **state)
 
 /* ---- grammars that are kept ------------------------------------------------------------------ */
 
-static void get(struct api_grammars *c, enum engine_grammar_kind kind, const char *text)
+/* A regex that is plain text, for a tenant. */
+static void get_for(struct api_grammars *c, uint32_t tenant, const char *text)
 {
+    const struct api_grammars_key key = {tenant, ENGINE_GRAMMAR_REGEX, text, strlen(text)};
     struct engine_grammar *g = NULL;
     struct error err;
-    if (api_grammars_get(c, &g, support.tokenizer, support.info.usable_vocab, kind, text,
-                         strlen(text), &err))
+    if (api_grammars_get(c, &g, support.tokenizer, support.info.usable_vocab, &key, &err))
         fail_msg("%s", err.message);
     assert_true(takes(g, false, text));
-    engine_grammar_unref(g);
+    api_grammars_release(c, g);
+}
+
+static void get(struct api_grammars *c, const char *text)
+{
+    get_for(c, 0, text);
+}
+
+static void must_fail(struct api_grammars *c, enum engine_grammar_kind kind, const char *text)
+{
+    const struct api_grammars_key key = {0, kind, text, strlen(text)};
+    struct engine_grammar *g = NULL;
+    struct error err;
+    assert_int_equal(
+        api_grammars_get(c, &g, support.tokenizer, support.info.usable_vocab, &key, &err),
+        CFG_EINVAL);
+    assert_null(g);
 }
 
 static struct api_grammars_stats stats(struct api_grammars *c)
@@ -253,16 +270,12 @@ static void test_kept(void **state)
 {
     (void)state;
     struct api_grammars *c = api_grammars_new((size_t)1 << 30);
-    struct engine_grammar *g = NULL;
-    struct error err;
-    get(c, ENGINE_GRAMMAR_REGEX, "abc");
-    get(c, ENGINE_GRAMMAR_REGEX, "abc");
+    get(c, "abc");
+    get(c, "abc");
     assert_int_equal(stats(c).compiled, 1);
     assert_int_equal(stats(c).found, 1);
-    assert_int_equal(api_grammars_get(c, &g, support.tokenizer, support.info.usable_vocab,
-                                      ENGINE_GRAMMAR_CHOICE, "abc", 3, &err),
-                     CFG_EINVAL); // another kind is another grammar, and a failure is not kept
-    assert_null(g);
+    // Another kind is another grammar, and a failure is not kept.
+    must_fail(c, ENGINE_GRAMMAR_CHOICE, "abc");
     assert_int_equal(stats(c).compiled, 2);
     assert_int_equal(stats(c).n, 1);
 
@@ -270,15 +283,73 @@ static void test_kept(void **state)
     char text[16];
     for (int i = 0; i < 80; i++) {
         snprintf(text, sizeof text, "x%d", i);
-        get(c, ENGINE_GRAMMAR_REGEX, text);
-        get(c, ENGINE_GRAMMAR_REGEX, "abc");
+        get(c, text);
+        get(c, "abc");
     }
     assert_int_equal(stats(c).compiled, 82);
     assert_int_equal(stats(c).n, 64);
-    get(c, ENGINE_GRAMMAR_REGEX, "x79");
+    get(c, "x79");
     assert_int_equal(stats(c).compiled, 82);
-    get(c, ENGINE_GRAMMAR_REGEX, "x1");
+    get(c, "x1");
     assert_int_equal(stats(c).compiled, 83);
+    api_grammars_free(c);
+}
+
+/* Texts that are no grammars push nothing out. */
+static void test_failures_cost_nothing(void **state)
+{
+    (void)state;
+    struct api_grammars *c = api_grammars_new((size_t)1 << 30);
+    char text[16];
+    for (int i = 0; i < 64; i++) {
+        snprintf(text, sizeof text, "x%d", i);
+        get(c, text);
+    }
+    for (int i = 0; i < 70; i++) {
+        snprintf(text, sizeof text, "(%d", i);
+        must_fail(c, ENGINE_GRAMMAR_REGEX, text);
+    }
+    assert_int_equal(stats(c).n, 64);
+    get(c, "x0");
+    assert_int_equal(stats(c).found, 1);
+    api_grammars_free(c);
+}
+
+/* A tenant finds its own alone, and can't push out what another uses. */
+static void test_tenants_keep_apart(void **state)
+{
+    (void)state;
+    struct api_grammars *c = api_grammars_new((size_t)1 << 30);
+    char text[16];
+    get_for(c, 1, "abc");
+    get_for(c, 2, "abc");
+    assert_int_equal(stats(c).found, 0);
+    for (int i = 0; i < 100; i++) {
+        snprintf(text, sizeof text, "x%d", i);
+        get_for(c, 2, text);
+    }
+    assert_int_equal(stats(c).n, 64);
+    get_for(c, 1, "abc");
+    assert_int_equal(stats(c).found, 1);
+    get_for(c, 2, "x50");
+    assert_int_equal(stats(c).found, 2);
+    get_for(c, 2, "x0");
+    assert_int_equal(stats(c).found, 2);
+    api_grammars_free(c);
+}
+
+static void test_compilations_are_timed(void **state)
+{
+    (void)state;
+    struct api_grammars *c = api_grammars_new((size_t)1 << 30);
+    get(c, "abc");
+    get(c, "abc");
+    must_fail(c, ENGINE_GRAMMAR_REGEX, "(");
+    const struct api_grammars_stats s = stats(c);
+    uint64_t n = 0;
+    for (int i = 0; i <= s.seconds.n_bounds; i++) n += s.seconds.counts[i];
+    assert_int_equal(n, 2);
+    assert_true(s.seconds.sum > 0);
     api_grammars_free(c);
 }
 
@@ -286,20 +357,20 @@ static void test_bytes_are_bounded(void **state)
 {
     (void)state;
     struct api_grammars *c = api_grammars_new((size_t)1 << 30);
-    get(c, ENGINE_GRAMMAR_REGEX, "abc");
+    get(c, "abc");
     const size_t one = stats(c).bytes;
     assert_true(one > 0);
     api_grammars_free(c);
 
     c = api_grammars_new(2 * one + one / 2);
     static const char *const texts[] = {"abc", "abd", "abe", "abf"};
-    for (int i = 0; i < 4; i++) get(c, ENGINE_GRAMMAR_REGEX, texts[i]);
+    for (int i = 0; i < 4; i++) get(c, texts[i]);
     assert_int_equal(stats(c).n, 2);
     assert_true(stats(c).bytes <= 2 * one + one / 2);
     api_grammars_free(c);
 
     c = api_grammars_new(one / 2);
-    get(c, ENGINE_GRAMMAR_REGEX, "abc");
+    get(c, "abc");
     assert_int_equal(stats(c).n, 0);
     assert_int_equal(stats(c).bytes, 0);
     api_grammars_free(c);
@@ -310,7 +381,19 @@ static void *get_many(void *arg)
     char text[16];
     for (int i = 0; i < 40; i++) {
         snprintf(text, sizeof text, "t%d", i % 8);
-        get(arg, ENGINE_GRAMMAR_REGEX, text);
+        get(arg, text);
+    }
+    return NULL;
+}
+
+/* Few fit, so that grammars are dropped while others use them; some texts fail. */
+static void *churn(void *arg)
+{
+    char text[16];
+    for (int i = 0; i < 60; i++) {
+        snprintf(text, sizeof text, "t%d", i % 7);
+        get_for(arg, (uint32_t)i % 3, text);
+        if (i % 5 == 0) must_fail(arg, ENGINE_GRAMMAR_REGEX, "(");
     }
     return NULL;
 }
@@ -327,7 +410,52 @@ static void test_threads_compile_once(void **state)
     api_grammars_free(c);
 }
 
-/* A request uses the daemon's, and may outlive what is kept of it. */
+static void test_threads_churn(void **state)
+{
+    (void)state;
+    struct api_grammars *c = api_grammars_new((size_t)1 << 30);
+    get(c, "t0");
+    const size_t one = stats(c).bytes;
+    api_grammars_free(c);
+    c = api_grammars_new(4 * one + one / 2);
+    pthread_t threads[4];
+    for (int i = 0; i < 4; i++) assert_int_equal(pthread_create(&threads[i], NULL, churn, c), 0);
+    for (int i = 0; i < 4; i++) assert_int_equal(pthread_join(threads[i], NULL), 0);
+    assert_int_equal(stats(c).n, 4);
+    assert_int_equal(stats(c).compiled + stats(c).found, 4 * (60 + 12));
+    api_grammars_free(c);
+}
+
+/* What is no longer kept counts as long as requests hold it. */
+static void test_requests_hold_so_much(void **state)
+{
+    (void)state;
+    struct api_grammars *c = api_grammars_new((size_t)1 << 30);
+    get(c, "t0");
+    const size_t one = stats(c).bytes;
+    api_grammars_free(c);
+
+    struct api_env env = support.env;
+    env.grammars = api_grammars_new(one + one / 2);
+    struct api_request *all[16];
+    struct api_error err = {0};
+    char body[256];
+    int n = 0, rc = 0;
+    while (n < 16 && !rc) {
+        snprintf(body, sizeof body, CHAT "\"guided_regex\":\"t%c\"}", 'a' + n);
+        rc = api_parse(&all[n], API_CHAT, body, strlen(body), &env, 0, &err);
+        if (!rc) n++;
+    }
+    assert_in_range(n, 5, 8); // four times one and a half, less what the text of each has
+    assert_int_equal(err.status, 503);
+    assert_int_equal(stats(env.grammars).n, 1);
+    while (n > 0) api_request_free(all[--n]);
+    assert_int_equal(stats(env.grammars).held, 0);
+    api_request_free(must_parse(API_CHAT, &env, body));
+    api_grammars_free(env.grammars);
+}
+
+/* Requests use the daemon's. */
 static void test_request_uses_kept(void **state)
 {
     (void)state;
@@ -339,10 +467,18 @@ static void test_request_uses_kept(void **state)
     api_job(a, 0, 1, &one);
     api_job(b, 0, 2, &two);
     assert_ptr_equal(one.sampling.grammar, two.sampling.grammar);
-    api_grammars_free(env.grammars);
-    assert_true(takes(one.sampling.grammar, false, "ab"));
+    struct api_grammars_stats now;
+    api_grammars_stats(env.grammars, &now);
+    const size_t bytes = now.held;
+    assert_in_range(bytes, 1, now.bytes);
     api_request_free(a);
+    api_grammars_stats(env.grammars, &now);
+    assert_int_equal(now.held, bytes);
+    assert_true(takes(two.sampling.grammar, false, "ab"));
     api_request_free(b);
+    api_grammars_stats(env.grammars, &now);
+    assert_int_equal(now.held, 0);
+    api_grammars_free(env.grammars);
 }
 
 int main(void)
@@ -356,8 +492,13 @@ int main(void)
         cmocka_unit_test(test_without_tokenizer),
         cmocka_unit_test(test_slow),
         cmocka_unit_test(test_kept),
+        cmocka_unit_test(test_failures_cost_nothing),
+        cmocka_unit_test(test_tenants_keep_apart),
+        cmocka_unit_test(test_compilations_are_timed),
         cmocka_unit_test(test_bytes_are_bounded),
         cmocka_unit_test(test_threads_compile_once),
+        cmocka_unit_test(test_threads_churn),
+        cmocka_unit_test(test_requests_hold_so_much),
         cmocka_unit_test(test_request_uses_kept),
     };
     return cmocka_run_group_tests(tests, support_open, support_close);

@@ -5,6 +5,8 @@
 // calls, with neither and with an end that comes too early.
 #include "api_run.h"
 
+#include <pthread.h>
+
 #include "server/api_request.h"
 
 #define CALL(name, arguments)                                                                      \
@@ -84,6 +86,7 @@ static void test_bytes_are_bounded(void **state)
     assert_true(has(s, 1, "b") && has(s, 1, "c"));
     put(s, 1, "huge", 4000);
     assert_false(has(s, 1, "huge"));
+    assert_true(has(s, 1, "b") && has(s, 1, "c")); // what cannot be kept pushes nothing out
     put(s, 2, "d", 2500);
     put(s, 3, "e", 2500);
     assert_true(has(s, 3, "e"));
@@ -390,10 +393,93 @@ static void test_previous(void **state)
     assert_string_equal(err.param, "input");
     free(id);
 
+    // What was said goes on, how likely it was does not.
+    id = finish_one(",\"top_logprobs\":1", "yes");
+    snprintf(body, sizeof body, HEAD_OF "\"input\":\"more\",\"previous_response_id\":\"%s\"}", id);
+    if (api_parse_response(&r, body, strlen(body), &env, 1, &err)) fail_msg("%s", err.message);
+    assert_non_null(strstr(r->response->items, "yes"));
+    assert_null(strstr(r->response->items, "logprob"));
+    api_request_free(r);
+    r = NULL;
+    free(id);
+
     id = finish_one(",\"store\":false", "yes");
     assert_int_equal(api_response_get(id, &env, 1, &(struct cfg_buf){0}, &err), -1);
     assert_int_equal(err.status, 404);
     free(id);
+}
+
+/* A conversation goes on being kept only up to a size, whatever of it the model is shown. */
+static void test_conversation_is_bounded(void **state)
+{
+    (void)state;
+    struct cfg_buf body = {0};
+    struct api_request *r = NULL;
+    struct api_error err = {0};
+    cfg_buf_puts(&body, HEAD_OF "\"truncation\":\"auto\",\"input\":["
+                                "{\"role\":\"user\",\"content\":\"");
+    for (int i = 0; i < API_MAX_CONVERSATION / 8; i++) cfg_buf_puts(&body, "a text. ");
+    cfg_buf_puts(&body, "\"},{\"role\":\"user\",\"content\":\"hi\"}]");
+    const size_t n = body.len;
+    cfg_buf_puts(&body, "}");
+    assert_int_equal(api_parse_response(&r, body.data, body.len, &env, 1, &err), -1);
+    assert_null(r);
+    assert_string_equal(err.param, "store");
+    body.len = n;
+    cfg_buf_puts(&body, ",\"store\":false}");
+    if (api_parse_response(&r, body.data, body.len, &env, 1, &err)) fail_msg("%s", err.message);
+    api_request_free(r);
+    cfg_buf_free(&body);
+}
+
+struct crowd {
+    struct api_store *store;
+    int number;
+};
+
+/* Put, read and deleted by all at once, under names that they share. */
+static void *crowd_use(void *arg)
+{
+    const struct crowd *c = arg;
+    for (int i = 0; i < 400; i++) {
+        char id[16];
+        snprintf(id, sizeof id, "r%d", (i * 7 + c->number) % 20);
+        const uint32_t tenant = (uint32_t)(i + c->number) % 3;
+        struct cfg_buf body = {0}, items = {0};
+        put(c->store, tenant, id, (size_t)(i % 50) + 1);
+        if (api_store_get(c->store, tenant, id, &body, &items)) assert_true(body.len > 0);
+        if (i % 3 == 0) (void)api_store_delete(c->store, tenant, id);
+        cfg_buf_free(&body);
+        cfg_buf_free(&items);
+    }
+    return NULL;
+}
+
+static void test_threads_share_the_store(void **state)
+{
+    (void)state;
+    const struct api_store_limits limits = {8, 3000, 16, 6000};
+    struct crowd all[4];
+    pthread_t threads[4];
+    size_t total = 0;
+    struct api_store *s = api_store_new(&limits);
+    for (int i = 0; i < 4; i++) {
+        all[i] = (struct crowd){s, i};
+        assert_int_equal(pthread_create(&threads[i], NULL, crowd_use, &all[i]), 0);
+    }
+    for (int i = 0; i < 4; i++) assert_int_equal(pthread_join(threads[i], NULL), 0);
+    for (uint32_t tenant = 0; tenant < 3; tenant++) {
+        size_t n = 0;
+        for (int i = 0; i < 20; i++) {
+            char id[16];
+            snprintf(id, sizeof id, "r%d", i);
+            while (api_store_delete(s, tenant, id)) n++;
+        }
+        assert_in_range(n, 0, limits.tenant_n);
+        total += n;
+    }
+    assert_in_range(total, 1, limits.n);
+    api_store_free(s);
 }
 
 static int open_store(void **state)
@@ -418,6 +504,8 @@ int main(void)
         cmocka_unit_test(test_kept_for_one_tenant),
         cmocka_unit_test(test_number_is_bounded),
         cmocka_unit_test(test_bytes_are_bounded),
+        cmocka_unit_test(test_threads_share_the_store),
+        cmocka_unit_test(test_conversation_is_bounded),
         cmocka_unit_test(test_prompts),
         cmocka_unit_test(test_whole),
         cmocka_unit_test(test_streams),

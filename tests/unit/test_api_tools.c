@@ -400,7 +400,7 @@ static void test_refusals(void **state)
         const struct bad *b = &bad_bodies[i];
         struct api_request *r = NULL;
         struct api_error err = {0};
-        if (!api_parse(&r, API_CHAT, b->body, strlen(b->body), &support.env, &err))
+        if (!api_parse(&r, API_CHAT, b->body, strlen(b->body), &support.env, 0, &err))
             fail_msg("%s\nwas not refused", b->body);
         if (err.status != 400 || strcmp(err.param, b->param) != 0 || !err.code ||
             strcmp(err.code, b->code) != 0)
@@ -417,7 +417,7 @@ static void test_schema_is_named(void **state)
                                         "\"properties\":{\"b\":{\"not\":{}}}}}");
     struct api_request *r = NULL;
     struct api_error err = {0};
-    assert_int_equal(api_parse(&r, API_CHAT, body, strlen(body), &support.env, &err), -1);
+    assert_int_equal(api_parse(&r, API_CHAT, body, strlen(body), &support.env, 0, &err), -1);
     assert_non_null(strstr(err.message, "/a/parameters/properties/b"));
     assert_non_null(strstr(err.message, "\"not\""));
 }
@@ -480,6 +480,16 @@ static void test_whole(void **state)
     o = answer("", NOWS, SCHED_STOP, 500);
     assert_true(cJSON_IsNull(cJSON_GetObjectItem(message_of(o, 0), "content")));
     call_is(message_of(o, 0), 0, "now", "{}");
+    cJSON_Delete(o);
+
+    // Asked for by name, the call is no reason to stop; among several it is.
+    o = answer(",\"tool_choice\":{\"type\":\"function\",\"function\":{\"name\":\"now\"}}", NOWS,
+               SCHED_STOP, 500);
+    call_is(message_of(o, 0), 0, "now", "{}");
+    assert_string_equal(string_of(choice_of(o, 0), "finish_reason"), "stop");
+    cJSON_Delete(o);
+    o = answer(",\"tool_choice\":\"required\"", NOWS, SCHED_STOP, 500);
+    assert_string_equal(string_of(choice_of(o, 0), "finish_reason"), "tool_calls");
     cJSON_Delete(o);
 
     o = answer("", "No need for that.", SCHED_STOP, 500);

@@ -12,6 +12,7 @@
 
 #include <cmocka.h>
 
+#include "server/api_format.h"
 #include "server/metrics.h"
 
 static const int moe_ids[2] = {3, 7};
@@ -240,6 +241,24 @@ static void label_values_are_escaped(void **state)
     free(page);
 }
 
+static void grammars_have_figures(void **state)
+{
+    (void)state;
+    static const double bounds[] = {0.5, 2};
+    const struct api_grammars_stats st = {
+        .compiled = 3,
+        .found = 8,
+        .seconds = {.bounds = bounds, .n_bounds = 2, .counts = {1, 0, 2}, .sum = 9.5}};
+    struct cfg_buf b = {0};
+    metrics_render_grammars(&st, &b);
+    assert_true(value(b.data, "openmoed_grammar_cache_hits_total") == 8);
+    assert_true(value(b.data, "openmoed_grammar_cache_misses_total") == 3);
+    assert_true(value(b.data, "openmoed_grammar_compile_seconds_bucket{le=\"2\"}") == 1);
+    assert_true(value(b.data, "openmoed_grammar_compile_seconds_count") == 3);
+    assert_true(value(b.data, "openmoed_grammar_compile_seconds_sum") == 9.5);
+    cfg_buf_free(&b);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -248,6 +267,7 @@ int main(void)
         cmocka_unit_test(paces_of_sequences),
         cmocka_unit_test(figures_land_under_their_names),
         cmocka_unit_test(every_line_belongs_to_a_family),
+        cmocka_unit_test(grammars_have_figures),
         cmocka_unit_test(label_values_are_escaped),
     };
     return cmocka_run_group_tests_name("metrics", tests, NULL, NULL);
