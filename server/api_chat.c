@@ -45,6 +45,14 @@ const struct api_field api_chat_fields[] = {
     {"media_io_kwargs", API_FIELD_UNSUPPORTED, "{}"},
     {"mm_processor_kwargs", API_FIELD_UNSUPPORTED, "{}"},
     {"return_prompt_text", API_FIELD_UNSUPPORTED, "false"},
+    {"return_meta_info", API_FIELD_UNSUPPORTED, "false"},
+    {"return_prompt_token_ids", API_FIELD_UNSUPPORTED, "false"},
+    {"return_mm_kwargs", API_FIELD_UNSUPPORTED, "true"},
+    {"use_audio_in_video", API_FIELD_UNSUPPORTED, "false"},
+    {"max_dynamic_patch", API_FIELD_UNSUPPORTED, NULL},
+    {"min_dynamic_patch", API_FIELD_UNSUPPORTED, NULL},
+    {"task", API_FIELD_UNSUPPORTED, NULL},
+    {"input_ids", API_FIELD_UNSUPPORTED, NULL},
     {NULL, API_FIELD_READ, NULL},
 };
 
@@ -53,6 +61,7 @@ const struct api_field api_message_fields[] = {
     {"content", API_FIELD_READ, NULL},
     {"name", API_FIELD_STRING, NULL},
     {"refusal", API_FIELD_READ, NULL},
+    {"parsed", API_FIELD_READ, NULL}, /* the client's own reading of content, which is here too */
     {"reasoning", API_FIELD_UNSUPPORTED, "\"\""},
     {"reasoning_content", API_FIELD_UNSUPPORTED, "\"\""},
     {"annotations", API_FIELD_UNSUPPORTED, "[]"},
@@ -282,7 +291,7 @@ static int read_logprobs(struct api_request *r, const cJSON *root, struct api_er
     if (api_get_bool(root, "", "logprobs", &logprobs, err) ||
         api_get_int(root, "top_logprobs", 0, ENGINE_MAX_TOP, &top, err))
         return -1;
-    if (!logprobs && api_field(root, "top_logprobs"))
+    if (!logprobs && top > 0)
         return api_fail(err, 400, "invalid_value", "top_logprobs",
                         "'top_logprobs' is only allowed when 'logprobs' is true.");
     if (logprobs) r->sampling.n_logprobs = (int)top;

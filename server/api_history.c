@@ -69,7 +69,10 @@ static int put_call(struct api_history *h, const cJSON *call, const char *path, 
                                               {"index", API_FIELD_READ, NULL},
                                               {NULL, API_FIELD_READ, NULL}};
     static const struct api_field inner[] = {
-        {"name", API_FIELD_READ, NULL}, {"arguments", API_FIELD_READ, NULL}, {NULL, 0, NULL}};
+        {"name", API_FIELD_READ, NULL},
+        {"arguments", API_FIELD_READ, NULL},
+        {"parsed_arguments", API_FIELD_READ, NULL}, // the client's own reading of them
+        {NULL, API_FIELD_READ, NULL}};
     char param[API_PATH_MAX], place[API_PATH_MAX];
     const char *id = NULL, *type = NULL, *name = NULL, *arguments = NULL;
     if (!cJSON_IsObject(call)) return api_wrong_type(err, path, "an object", call);

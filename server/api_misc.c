@@ -12,6 +12,15 @@ const struct api_field api_tokenize_fields[] = {
     {"prompt", API_FIELD_READ, NULL},
     {"add_special_tokens", API_FIELD_READ, NULL},
     {"return_token_strs", API_FIELD_READ, NULL},
+    /* of vLLM, whose /tokenize takes chats too */
+    {"add_generation_prompt", API_FIELD_UNSUPPORTED, "true"},
+    {"continue_final_message", API_FIELD_UNSUPPORTED, "false"},
+    {"chat_template_kwargs", API_FIELD_UNSUPPORTED, "{}"},
+    {"mm_processor_kwargs", API_FIELD_UNSUPPORTED, "{}"},
+    {"media_io_kwargs", API_FIELD_UNSUPPORTED, "{}"},
+    {"messages", API_FIELD_UNSUPPORTED, NULL},
+    {"tools", API_FIELD_UNSUPPORTED, NULL},
+    {"chat_template", API_FIELD_UNSUPPORTED, NULL},
     {NULL, API_FIELD_READ, NULL},
 };
 const struct api_field api_detokenize_fields[] = {

@@ -59,6 +59,7 @@ static cJSON *read_part(const cJSON *part, const char *path, struct api_error *e
         {"type", API_FIELD_READ, NULL},      {"text", API_FIELD_STRING, NULL},
         {"refusal", API_FIELD_STRING, NULL}, {"annotations", API_FIELD_READ, NULL},
         {"logprobs", API_FIELD_READ, NULL},  {"prompt_cache_breakpoint", API_FIELD_OBJECT, NULL},
+        {"parsed", API_FIELD_READ, NULL}, // the client's own reading of the text
         {NULL, API_FIELD_READ, NULL}};
     char param[API_PATH_MAX];
     const char *type = NULL, *text = NULL;
@@ -154,9 +155,13 @@ static int read_call(struct response_input *in, const cJSON *item, const char *p
                      struct api_error *err)
 {
     static const struct api_field fields[] = {
-        {"type", API_FIELD_READ, NULL},      {"id", API_FIELD_STRING, NULL},
-        {"call_id", API_FIELD_READ, NULL},   {"name", API_FIELD_READ, NULL},
-        {"arguments", API_FIELD_READ, NULL}, {"status", API_FIELD_STRING, NULL},
+        {"type", API_FIELD_READ, NULL},
+        {"id", API_FIELD_STRING, NULL},
+        {"call_id", API_FIELD_READ, NULL},
+        {"name", API_FIELD_READ, NULL},
+        {"arguments", API_FIELD_READ, NULL},
+        {"status", API_FIELD_STRING, NULL},
+        {"parsed_arguments", API_FIELD_READ, NULL}, // likewise
         {NULL, API_FIELD_READ, NULL}};
     const char *id = NULL, *name = NULL, *arguments = NULL;
     if (api_check_fields(item, path, fields, NULL, err) ||

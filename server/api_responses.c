@@ -43,7 +43,7 @@ const struct api_field api_response_fields[] = {
     {"context_management", API_FIELD_UNSUPPORTED, "[]"},
     {"max_tool_calls", API_FIELD_UNSUPPORTED, NULL},
     {"prompt", API_FIELD_UNSUPPORTED, NULL},
-    {"reasoning", API_FIELD_UNSUPPORTED, "{}"},
+    {"reasoning", API_FIELD_READ, NULL},
     {"moderation", API_FIELD_UNSUPPORTED, NULL},
     {"access_programs", API_FIELD_UNSUPPORTED, NULL},
     {"image", API_FIELD_UNSUPPORTED, NULL},
@@ -222,6 +222,21 @@ static int check_stream_options(const cJSON *root, struct api_error *err)
     return api_check_fields(o, "stream_options", fields, NULL, err);
 }
 
+/* No model of the family reasons apart from its answer. */
+static int check_reasoning(const cJSON *root, struct api_error *err)
+{
+    static const struct api_field fields[] = {{"effort", API_FIELD_UNSUPPORTED, "\"none\""},
+                                              {"summary", API_FIELD_UNSUPPORTED, NULL},
+                                              {"generate_summary", API_FIELD_UNSUPPORTED, NULL},
+                                              {"context", API_FIELD_UNSUPPORTED, NULL},
+                                              {"mode", API_FIELD_UNSUPPORTED, NULL},
+                                              {NULL, API_FIELD_READ, NULL}};
+    const cJSON *o = api_field(root, "reasoning");
+    if (!o) return 0;
+    if (!cJSON_IsObject(o)) return api_wrong_type(err, "reasoning", "an object", o);
+    return api_check_fields(o, "reasoning", fields, NULL, err);
+}
+
 /* All but the messages. */
 static int add_fields(const cJSON *root, cJSON *chat, struct api_error *err)
 {
@@ -232,7 +247,8 @@ static int add_fields(const cJSON *root, cJSON *chat, struct api_error *err)
     const cJSON *max = api_field(root, "max_output_tokens");
     if (max && add_copy(chat, "max_completion_tokens", max, err)) return -1;
     return add_tools(root, chat, err) || add_format(root, chat, err) ||
-                   add_logprobs(root, chat, err) || check_stream_options(root, err)
+                   add_logprobs(root, chat, err) || check_stream_options(root, err) ||
+                   check_reasoning(root, err)
                ? -1
                : 0;
 }

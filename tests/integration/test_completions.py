@@ -279,3 +279,11 @@ def test_tokenize_empty(daemon):
 def test_tokenize_refuses(daemon, path, body, param):
     status, _, answer = daemon.request("POST", path, {"model": MODEL, **body})
     assert (status, json.loads(answer)["error"]["param"]) == (400, param)
+
+
+@pytest.mark.parametrize("field", ["messages", "tools", "chat_template", "add_generation_prompt"])
+def test_tokenize_refuses_chats_by_name(daemon, field):
+    """What vLLM's /tokenize takes instead of a prompt."""
+    answer = daemon.request("POST", "/tokenize", {"model": MODEL, field: [[1]]})
+    error = json.loads(answer[2])["error"]
+    assert (answer[0], error["code"], error["param"]) == (400, "unsupported_parameter", field)

@@ -49,6 +49,9 @@ def test_parse_with_a_pydantic_model(client):
         cat = answer.choices[0].message.parsed
         assert isinstance(cat, Cat) and 1 <= cat.lives <= 9 and cat.colour in Colour
         assert answer.choices[0].finish_reason == "stop"
+    message = answer.choices[0].message
+    for told in (message, message.model_dump(mode="json", warnings=False)):  # with what the client has read
+        client.chat.completions.create(model=MODEL, messages=[*ASK["messages"], told, user("And?")], max_tokens=1)
 
 
 def test_whole_and_streamed_are_equal(client):

@@ -225,6 +225,8 @@ RESPONSES = [
         user("a"), {"type": "function_call", "call_id": "c", "name": "look", "arguments": "{}"},
         {"type": "function_call_output", "call_id": "c", "output": "seen"}]},
     {"temperature": None, "top_p": 0.5, "seed": 1, "stop": ["zzz"], "background": False, "reasoning": {}},
+    {"reasoning": {"effort": "none", "summary": None}},
+    {"reasoning": {"effort": None, "generate_summary": None}},
 ]
 
 

@@ -271,10 +271,16 @@ class Cat(pydantic.BaseModel):
     lives: Annotated[int, pydantic.Field(ge=1, le=9)]
 
 
+def dumps(output):
+    return [item.model_dump(mode="json", warnings=False) for item in output]
+
+
 def test_forms(client, ask):
     asked = {**ASK, "temperature": 1.5, "max_output_tokens": 300}
     parsed = client.responses.parse(**asked, text_format=Cat)
     assert isinstance(parsed.output_parsed, Cat)
+    for back in (parsed.output, dumps(parsed.output)):  # with what the client has read
+        ask(**{**ASK, "input": [user("a"), *back, user("b")]})
     schema = {"type": "json_schema", "name": "n", "strict": True,
               "schema": {"type": "integer", "minimum": 5, "maximum": 7}}
     answer = ask(**asked, text={"format": schema})
@@ -319,6 +325,9 @@ def test_the_clients_stream_helper_with_tools(client):
             pass
         call = stream.get_final_response().output[0]
         assert call.name == "Cat" and Cat.model_validate(call.parsed_arguments)
+    result = {"type": "function_call_output", "call_id": call.call_id, "output": "7"}
+    for back in (call, *dumps([call])):
+        client.responses.create(**{**ASK, "input": [user("a"), back, result]})
 
 
 def test_results(client, ask):
@@ -373,7 +382,10 @@ BAD = [
     ({"tools": [ADD], "tool_choice": {"type": "function", "name": "f"}}, "tool_choice", "invalid_value"),
     ({"include": ["x"]}, "include[0]", "invalid_value"),
     ({"background": True}, "background", "unsupported_parameter"),
-    ({"reasoning": {"effort": "high"}}, "reasoning", "unsupported_parameter"),
+    ({"reasoning": {"effort": "high"}}, "reasoning.effort", "unsupported_parameter"),
+    ({"reasoning": {"effort": "none", "summary": "auto"}}, "reasoning.summary", "unsupported_parameter"),
+    ({"reasoning": {"depth": 1}}, "reasoning.depth", "unknown_parameter"),
+    ({"reasoning": "none"}, "reasoning", "invalid_type"),
     ({"conversation": "c"}, "conversation", "unsupported_parameter"),
     ({"prompt": {"id": "p"}}, "prompt", "unsupported_parameter"),
     ({"max_tool_calls": 3}, "max_tool_calls", "unsupported_parameter"),

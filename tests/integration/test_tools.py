@@ -120,6 +120,10 @@ def test_the_clients_own_helpers(client):
     assert "tool_calls.function.arguments.delta" in kinds and "tool_calls.function.arguments.done" in kinds
     assert final.choices[0].message.tool_calls[0].function.parsed_arguments == \
         answer.choices[0].message.tool_calls[0].function.parsed_arguments
+    # The helpers add what they have read to the message, and it goes back with it.
+    for message in (answer.choices[0].message, final.choices[0].message):
+        result = {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "7"}
+        assert client.chat.completions.create(model=MODEL, messages=[*ASK["messages"], message, result], max_tokens=1)
 
 
 def test_allowed_tools(client):

@@ -124,6 +124,36 @@ static void test_refusals(void **state)
             "tokenizer_missing");
 }
 
+/* What the other servers have, and this one does not: told apart from a slip of the pen. */
+static void test_fields_of_others(void **state)
+{
+    static const char *const both[] = {
+        "extra_key",       "routed_dp_rank",         "data_parallel_rank",
+        "bootstrap_host",  "bootstrap_port",         "bootstrap_room",
+        "images_config",   "disagg_prefill_dp_rank", "return_cached_tokens_details",
+        "ngram_corpus_id", "custom_labels",          "routed_experts_start_len"};
+    static const char *const chat[] = {"task",
+                                       "input_ids",
+                                       "max_dynamic_patch",
+                                       "min_dynamic_patch",
+                                       "use_audio_in_video",
+                                       "return_meta_info",
+                                       "return_prompt_token_ids",
+                                       "return_mm_kwargs"};
+    char body[256];
+    (void)state;
+    for (size_t i = 0; i < sizeof both / sizeof *both; i++) {
+        snprintf(body, sizeof body, CHAT "\"%s\":7}", both[i]);
+        refused(API_CHAT, &support.env, body, both[i], "unsupported_parameter");
+        snprintf(body, sizeof body, IDS "\"%s\":7}", both[i]);
+        refused(API_COMPLETION, &support.env, body, both[i], "unsupported_parameter");
+    }
+    for (size_t i = 0; i < sizeof chat / sizeof *chat; i++) {
+        snprintf(body, sizeof body, CHAT "\"%s\":7}", chat[i]);
+        refused(API_CHAT, &support.env, body, chat[i], "unsupported_parameter");
+    }
+}
+
 /* Fields that ask for nothing are as good as absent. */
 static void test_harmless(void **state)
 {
@@ -136,7 +166,10 @@ static void test_harmless(void **state)
              "\"chat_template_kwargs\":{},\"add_special_tokens\":false,\"bad_words\":[],"
              "\"store\":true,\"safety_identifier\":\"x\",\"prompt_cache_key\":\"x\","
              "\"prompt_cache_options\":{\"mode\":\"implicit\"},\"session_id\":\"s\","
-             "\"include_reasoning\":false,\"modalities\":[\"text\"],\"metadata\":null}"));
+             "\"include_reasoning\":false,\"modalities\":[\"text\"],\"metadata\":null,"
+             "\"logprobs\":false,\"top_logprobs\":0,\"return_mm_kwargs\":true,"
+             "\"return_cached_tokens_details\":false,\"routed_experts_start_len\":0}"));
+    api_request_free(must_parse(API_CHAT, &support.env, CHAT "\"top_logprobs\":0}"));
 }
 
 /* ---- messages -------------------------------------------------------------------------------- */
@@ -571,7 +604,7 @@ int main(void)
         cmocka_unit_test(test_no_start_token),   cmocka_unit_test(test_prompt_logprobs),
         cmocka_unit_test(test_bad_words),        cmocka_unit_test(test_tokens_as_ids),
         cmocka_unit_test(test_envelope),         cmocka_unit_test(test_metadata_limits),
-        cmocka_unit_test(test_continuous_usage),
+        cmocka_unit_test(test_continuous_usage), cmocka_unit_test(test_fields_of_others),
     };
     return cmocka_run_group_tests(tests, support_open, support_close);
 }
