@@ -81,6 +81,8 @@ struct cfg_options {
     char *api_key;                    /* --api-key: NULL = no authentication */
     char *api_key_file;               /* --api-key-file: tenants with their keys and limits */
     size_t max_body_size;             /* --max-body-size: bytes, suffixes K M G */
+    int max_json_depth;               /* --max-json-depth */
+    int max_json_values;              /* --max-json-values */
     size_t max_header_size;           /* --max-header-size: bytes */
     int max_connections;              /* --max-connections */
     int max_connections_per_address;  /* --max-connections-per-address: 0 = no bound */

@@ -100,6 +100,12 @@ const struct option cfg_option_table[] = {
     {"max-body-size", "SIZE", OPTION_SIZE, FIELD(max_body_size), .initial = "4M", .min = KIB(1),
      .max = GIB(1),
      .help = "Longest request body; past it the answer is 413."},
+    {"max-json-depth", "N", OPTION_INT, FIELD(max_json_depth), .initial = "32", .min = 8,
+     .max = 128,
+     .help = "How deep a request body may be nested; past it the answer is 400."},
+    {"max-json-values", "N", OPTION_INT, FIELD(max_json_values), .initial = "262144", .min = 64,
+     .max = MANY,
+     .help = "Values that a request body may have in all: numbers, texts, lists and objects."},
     {"max-header-size", "SIZE", OPTION_SIZE, FIELD(max_header_size), .initial = "16K",
      .min = KIB(1), .max = KIB(1024),
      .help = "Longest header of a request; past it the answer is 431. Each connection has a buffer "

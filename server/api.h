@@ -59,6 +59,8 @@ struct api_env {
     uint64_t secret[2];            /* random: keys the hash of cache_salt */
     uint64_t seed;                 /* --seed; 0 = a random one for each request */
     int max_choices;               /* n times prompts, at most */
+    int json_depth;                /* of a body: how deep it may be nested, ... */
+    int json_values;               /* ... and how many values it may have */
     struct api_grammars *grammars; /* NULL: none are kept */
     struct api_store *store;       /* NULL: likewise */
 };

@@ -9,14 +9,11 @@
 #include <stdio.h>
 #include <string.h>
 
-// A body holds at most so many values; a list of token-id prompts needs the most.
-#define MAX_VALUES 262144
-#define MAX_DEPTH  32
-
-int api_json_object(cJSON **out, const char *body, size_t n, struct api_error *err)
+int api_json_object(cJSON **out, const char *body, size_t n, const struct api_env *env,
+                    struct api_error *err)
 {
     struct cfg_json_limits limits = {
-        .max_bytes = n, .max_values = MAX_VALUES, .max_depth = MAX_DEPTH};
+        .max_bytes = n, .max_values = (size_t)env->json_values, .max_depth = env->json_depth};
     struct error why;
     *out = NULL;
     int rc = cfg_json_parse(out, body, n, &limits, &why);

@@ -34,7 +34,8 @@ struct api_field {
 };
 
 /* Parses a body that must be one JSON object; *out is the caller's (cJSON_Delete). */
-int api_json_object(cJSON **out, const char *body, size_t n, struct api_error *err) CFG_WARN_UNUSED;
+int api_json_object(cJSON **out, const char *body, size_t n, const struct api_env *env,
+                    struct api_error *err) CFG_WARN_UNUSED;
 /* Every field of o must stand in one of the two tables (b may be NULL). */
 int api_check_fields(const cJSON *o, const char *path, const struct api_field *a,
                      const struct api_field *b, struct api_error *err) CFG_WARN_UNUSED;

@@ -35,22 +35,18 @@ static int keep_text(struct api_request *r, struct engine_message *msg, struct c
 
 /* ---- the assistant's calls ------------------------------------------------------------------- */
 
-/* The arguments, printed anew without white space. */
-static int put_arguments(const char *text, const char *param, struct cfg_buf *out,
-                         struct api_error *err)
+/* The arguments, printed anew without white space; what is no JSON object, as those of an answer
+ * that was cut, as they are. */
+static int put_arguments(const char *text, struct cfg_buf *out, struct api_error *err)
 {
     const size_t n = strlen(text);
     const struct cfg_json_limits limits = {.max_bytes = n, .max_values = 65536, .max_depth = 64};
     cJSON *o = NULL;
     struct error why;
-    if (n == 0) {
-        cfg_buf_puts(out, "{}");
-        return 0;
-    }
-    if (cfg_json_parse(&o, text, n, &limits, &why) || !cJSON_IsObject(o)) {
+    if (n == 0 || cfg_json_parse(&o, text, n, &limits, &why) || !cJSON_IsObject(o)) {
         cJSON_Delete(o);
-        return api_fail(err, 400, "invalid_value", param, "'%s' must be the text of a JSON object.",
-                        param);
+        cfg_buf_puts(out, n ? text : "{}");
+        return 0;
     }
     char *compact = cJSON_PrintUnformatted(o);
     cJSON_Delete(o);
@@ -95,7 +91,7 @@ static int put_call(struct api_history *h, const cJSON *call, const char *path, 
         return api_fail(err, 400, "invalid_value", api_path(place, param, "name"),
                         "'%s' must have 1 to 64 letters, digits, underscores and dashes.", place);
     cfg_buf_printf(out, API_CALL_BEGIN "{\"name\":\"%s\",\"arguments\":", name);
-    if (put_arguments(arguments, api_path(place, param, "arguments"), out, err)) return -1;
+    if (put_arguments(arguments, out, err)) return -1;
     cfg_buf_puts(out, "}" API_CALL_END);
     h->waiting[h->n_waiting++] = id;
     return 0;

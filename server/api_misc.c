@@ -95,7 +95,7 @@ int api_tokenize(const char *body, size_t n, const struct api_env *env, struct c
                  struct api_error *err)
 {
     cJSON *root = NULL;
-    if (api_json_object(&root, body, n, err)) return -1;
+    if (api_json_object(&root, body, n, env, err)) return -1;
     int rc = tokenize(root, env, out, err);
     cJSON_Delete(root);
     return rc;
@@ -105,7 +105,7 @@ int api_detokenize(const char *body, size_t n, const struct api_env *env, struct
                    struct api_error *err)
 {
     cJSON *root = NULL;
-    if (api_json_object(&root, body, n, err)) return -1;
+    if (api_json_object(&root, body, n, env, err)) return -1;
     int rc = detokenize(root, env, out, err);
     cJSON_Delete(root);
     return rc;

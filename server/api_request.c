@@ -454,7 +454,7 @@ int api_parse(struct api_request **out, enum api_kind kind, const char *body, si
 {
     *out = NULL;
     cJSON *root = NULL;
-    if (api_json_object(&root, body, n, err)) return -1;
+    if (api_json_object(&root, body, n, env, err)) return -1;
     const int rc = api_parse_object(out, kind, root, n, env, tenant, err);
     cJSON_Delete(root);
     return rc;

@@ -464,7 +464,7 @@ int api_parse_response(struct api_request **out, const char *body, size_t n,
     cJSON *root = NULL, *fields = cJSON_CreateObject();
     struct response_input in = {0};
     *out = NULL;
-    int rc = fields ? api_json_object(&root, body, n, err) : api_no_memory(err);
+    int rc = fields ? api_json_object(&root, body, n, env, err) : api_no_memory(err);
     if (!rc) rc = parse(out, root, n, fields, &in, env, tenant, err);
     response_input_free(&in);
     cJSON_Delete(fields);

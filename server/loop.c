@@ -204,6 +204,8 @@ static void init_env(struct server *s, const struct cfg_options *opt, struct eng
         .model_name = opt->served_model_name,
         .created = (int64_t)time(NULL),
         .seed = opt->seed,
+        .json_depth = opt->max_json_depth,
+        .json_values = opt->max_json_values,
         .max_choices = cap > 0 && cap < HTTP_MAX_CHOICES ? cap : HTTP_MAX_CHOICES,
         .grammars = api_grammars_new(HTTP_MAX_GRAMMARS), /* none: then none are kept */
         .store = api_store_new(&kept),

@@ -96,7 +96,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
                           .tokenizer = data[0] & 4 ? NULL : tokenizer,
                           .model_name = "m",
                           .seed = 1,
-                          .max_choices = 32};
+                          .max_choices = 32,
+                          .json_depth = 32,
+                          .json_values = 65536};
     const char *body = (const char *)data + 1;
     struct cfg_buf out = {0};
     struct api_request *r = NULL;

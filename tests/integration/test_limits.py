@@ -356,3 +356,25 @@ def test_what_only_looks_odd(daemon):
     for path in ("/v1/models/a%20b", "/v1/models/a%2500b"):
         assert daemon.get(path)[0] == 404
     assert raw(daemon, b"GET /health HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.")
+
+
+# ---- what a body may be ----------------------------------------------------------------------------------------------
+
+
+def test_depth_and_values_of_a_body(start):
+    daemon = start("--max-json-depth", "8", "--max-json-values", "64")
+
+    def refusal(value):
+        body = json.dumps({"model": daemon.model, "messages": [], "x": value}).encode()
+        with connect(daemon) as s:
+            status, _, answer = ask(s, post_bytes("/v1/chat/completions", body, f"Content-Length: {len(body)}"))
+        assert status == 400
+        return error_of(answer)
+
+    def nested(levels):
+        return [nested(levels - 1)] if levels > 1 else []
+
+    assert refusal(nested(7))["code"] == "unknown_parameter"    # the body itself is the eighth level
+    assert "nested too deeply" in refusal(nested(8))["message"]
+    assert refusal([1] * 40)["code"] == "unknown_parameter"
+    assert "too many values" in refusal([1] * 80)["message"]

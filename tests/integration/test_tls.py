@@ -474,6 +474,7 @@ def test_reloads_under_load(files, serve):
         files.key("live").write_bytes(files.key(name).read_bytes())
         done += 1
         reload(daemon, done)
+        eventually(lambda name=name: name in seen or failed)
     stop.set()
     for t in threads:
         t.join()

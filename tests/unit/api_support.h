@@ -54,6 +54,8 @@ static int support_open(void **state)
         .created = 1700000000,
         .seed = 7,
         .max_choices = 64,
+        .json_depth = 32,
+        .json_values = 262144,
     };
     support.ids_only = support.env;
     support.ids_only.tokenizer = NULL;

@@ -130,6 +130,8 @@ static void test_defaults(void **state)
     assert_int_equal(o.capacity_length, 0);
     assert_int_equal(o.load_format, CFG_LOAD_AUTO);
     assert_int_equal(o.max_body_size, 4 << 20);
+    assert_int_equal(o.max_json_depth, 32);
+    assert_int_equal(o.max_json_values, 262144);
     assert_int_equal(o.drain_timeout, 30);
     assert_int_equal(o.log_level, CFG_LOG_INFO);
     assert_int_equal(o.log_format, CFG_LOG_TEXT);
@@ -229,7 +231,7 @@ static void test_precedence(void **state)
         check_value(o, LIST(flag, value[0], joined), NULL, value[2]); /* the last one wins */
         tested++;
     }
-    assert_int_equal(tested, 45);
+    assert_int_equal(tested, 47);
 }
 
 static void test_config_flag_over_variable(void **state)
