@@ -10,6 +10,7 @@ import threading
 import time
 
 from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
@@ -139,8 +140,14 @@ class Page:
         return self.driver.execute_script(code, *args)
 
     def until(self, probe, seconds=30):
+        """Until probe() is true; an element that is rendered anew while it is looked at is looked at again."""
         end = time.monotonic() + seconds
-        while not probe():
+        while True:
+            try:
+                if value := probe():
+                    return value
+            except StaleElementReferenceException:
+                pass
             assert time.monotonic() < end, "did not happen"
             time.sleep(0.03)
 
@@ -164,7 +171,7 @@ class Page:
         chain.perform()
 
     def texts(self, role):
-        return [e.text for e in self.all(f".message.{role} .text")]
+        return self.until(lambda: [[e.text for e in self.all(f".message.{role} .text")]])[0]
 
     def settle(self):
         """Waits until nothing is being generated."""
