@@ -104,8 +104,9 @@ static void start_waiting(struct server *s)
 
 bool parsing_begin(struct request *r)
 {
+    if (r->route->parse == NULL) return false;
     const bool slow = r->body.len > HTTP_SLOW_BODY || api_is_slow(r->body.data, r->body.len);
-    if (r->route->parse == NULL || (!slow && r->body.len <= HTTP_INLINE_BODY)) return false;
+    if (!slow && r->body.len <= HTTP_INLINE_BODY) return false;
     if (stream_watch(r) != 0) return false;
     request_ref(r);
     r->phase = REQUEST_PARSING;

@@ -51,11 +51,10 @@ static void handle_version(struct request *r, const char *url)
 /* What this table and the handlers behind it take and answer, for programs (openapi.json). */
 static void handle_openapi(struct request *r, const char *url)
 {
-    const struct embedded *f = server_embedded;
+    const struct embedded *f = web_file("openapi.json");
     struct cfg_buf b = {0};
     (void)url;
-    while (f->name != NULL && strcmp(f->name, "openapi.json") != 0) f++;
-    if (f->name != NULL) cfg_buf_append(&b, f->data, f->size);
+    if (f != NULL) cfg_buf_append(&b, f->data, f->size);
     request_reply(r, 200, json_type, &b);
 }
 

@@ -75,13 +75,19 @@ static const char *header_of(struct request *r, const char *name)
     return MHD_lookup_connection_value(r->mhd, MHD_HEADER_KIND, name);
 }
 
-/* A name that the page does not have is answered as any unknown path. */
-static void reply_file(struct request *r, const char *name)
+const struct embedded *web_file(const char *name)
 {
     const struct embedded *f = server_embedded;
     while (f->name != NULL && strcmp(f->name, name) != 0) f++;
+    return f->name != NULL ? f : NULL;
+}
+
+/* A name that the page does not have is answered as any unknown path. */
+static void reply_file(struct request *r, const char *name)
+{
+    const struct embedded *f = web_file(name);
     const char *type = content_type(name);
-    if (f->name == NULL || type == NULL) {
+    if (f == NULL || type == NULL) {
         (void)!api_fail(&r->error, 404, NULL, NULL, "There is no GET /static/%.200s here.", name);
         request_fail(r, &r->error);
         return;

@@ -13,6 +13,8 @@ struct request;
 
 void web_handle_page(struct request *r, const char *url);
 void web_handle_static(struct request *r, const char *url);
+/* The file of that name that the binary carries; NULL: it has none. */
+const struct embedded *web_file(const char *name);
 /* The headers of a reply that carries this file, whole or as 304. */
 void web_add_headers(const struct embedded *file, bool gzip, struct MHD_Response *resp);
 

@@ -10,18 +10,11 @@
 
 #include "engine/grammar/compiled.h"
 #include "engine/grammar/matcher.h"
+#include "tests/fuzz/must.h"
 
 enum { KINDS = ENGINE_GRAMMAR_TOOLS + 1, WALK = 48, IDS = 320, WORDS = IDS / 32 };
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n);
-
-#define MUST(what)                                                                                 \
-    do {                                                                                           \
-        if (!(what)) {                                                                             \
-            fprintf(stderr, "line %d: not so: %s\n", __LINE__, #what);                             \
-            abort();                                                                               \
-        }                                                                                          \
-    } while (0)
 
 /* Ids 0 and 1 have no bytes, then every byte, then short pieces of two and three. */
 static struct token_trie *make_vocab(void)

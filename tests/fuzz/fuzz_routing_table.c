@@ -11,18 +11,11 @@
 #include <unistd.h>
 
 #include "scheduler/routing_table.h"
+#include "tests/fuzz/must.h"
 
 enum { LAYERS = 2, EXPERTS = 8, TOPK = 2, VOCAB = 20, CHECKSUM = 8, MAX_BYTES = 4096 };
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n);
-
-#define MUST(what)                                                                                 \
-    do {                                                                                           \
-        if (!(what)) {                                                                             \
-            fprintf(stderr, "line %d: not so: %s\n", __LINE__, #what);                             \
-            abort();                                                                               \
-        }                                                                                          \
-    } while (0)
 
 struct answers {
     int n[VOCAB];

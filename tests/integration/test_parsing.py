@@ -96,6 +96,7 @@ def test_what_was_compiled_is_counted(daemon):
     def figures():
         return [daemon.metric(f"openmoed_grammar_{name}")
                 for name in ("cache_misses_total", "cache_hits_total", "compile_seconds_count")]
+
     def idle():                 # what the tests before left to compile is counted when it is done
         begun, _, done = figures()
         return begun == done

@@ -16,6 +16,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "engine/grammar/matcher.h"
 #include "engine/tokenizer.h"
 #include "server/api.h"
 
@@ -78,6 +79,19 @@ static inline int32_t byte_id(unsigned char byte)
         if (!strcmp(engine_token_piece(support.tokenizer, id), piece)) return id;
     fail_msg("the test tokenizer has no byte piece %s", piece);
     return -1;
+}
+
+/* Whether the text, byte by byte, is one of the grammar. */
+static inline bool takes(struct engine_grammar *g, bool strip_space, const char *text)
+{
+    struct matcher *m;
+    struct error err;
+    assert_int_equal(matcher_new(&m, g, strip_space, &err), CFG_OK);
+    bool ok = true;
+    for (; *text && ok; text++) ok = matcher_accept(m, byte_id((unsigned char)*text));
+    ok = ok && matcher_complete(m);
+    matcher_free(m);
+    return ok;
 }
 
 static inline struct api_request *must_parse(enum api_kind kind, const struct api_env *env,

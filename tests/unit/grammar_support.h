@@ -109,6 +109,19 @@ static inline void refuse(struct token_trie *t, enum engine_grammar_kind kind, c
         fail_msg("%.200s: %d \"%s\" lacks \"%s\"", text, rc, err.message, word);
 }
 
+/* Whether the text, byte by byte, is one of the grammar. */
+static inline bool accepts(struct engine_grammar *g, const char *text)
+{
+    struct matcher *m;
+    struct error err;
+    assert_int_equal(matcher_new(&m, g, false, &err), CFG_OK);
+    bool good = true;
+    for (const char *s = text; *s && good; s++) good = matcher_accept(m, 2 + (uint8_t)*s);
+    good = good && matcher_complete(m);
+    matcher_free(m);
+    return good;
+}
+
 /* ---- walking --------------------------------------------------------------------------------- */
 
 /* What a recogniser says of a text. */

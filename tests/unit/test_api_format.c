@@ -7,7 +7,6 @@
 
 #include <pthread.h>
 
-#include "engine/grammar/matcher.h"
 #include "server/api_format.h"
 
 #define HI                                                                                         \
@@ -22,19 +21,6 @@
 #define OUTPUTS "\"structured_outputs\":"
 
 /* ---- which texts ----------------------------------------------------------------------------- */
-
-/* Whether the text, byte by byte, is one of the grammar. */
-static bool takes(struct engine_grammar *g, bool strip_space, const char *text)
-{
-    struct matcher *m;
-    struct error err;
-    assert_int_equal(matcher_new(&m, g, strip_space, &err), CFG_OK);
-    bool ok = true;
-    for (; *text && ok; text++) ok = matcher_accept(m, byte_id((unsigned char)*text));
-    ok = ok && matcher_complete(m);
-    matcher_free(m);
-    return ok;
-}
 
 struct form {
     enum api_kind kind;

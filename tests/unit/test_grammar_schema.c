@@ -381,18 +381,6 @@ static void test_masks(void **state)
 
 /* ---- whole texts ----------------------------------------------------------------------------- */
 
-static bool accepts(struct engine_grammar *g, const char *text)
-{
-    struct matcher *m;
-    struct error err;
-    assert_int_equal(matcher_new(&m, g, false, &err), CFG_OK);
-    bool good = true;
-    for (const char *s = text; *s && good; s++) good = matcher_accept(m, 2 + (uint8_t)*s);
-    good = good && matcher_complete(m);
-    matcher_free(m);
-    return good;
-}
-
 static const struct {
     const char *schema, *yes[6], *no[8];
 } texts[] = {
